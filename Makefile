@@ -1,0 +1,39 @@
+PYTHON ?= python3
+DATASET ?= digits
+BIN := .venv/bin
+
+.PHONY: venv peers demo test check-slow lint format bench notebooks docs lock clean
+
+venv: .venv/.done  ## the environment with all that the tests need, from the lock file
+
+.venv/.done: requirements.lock pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+peers: .venv/.peers  ## torch, foolbox, pyautoattack: only for cross-checks and benchmarks
+
+.venv/.peers: .venv/.done requirements-peers.txt
+	$(BIN)/python -m pip install --quiet -r requirements-peers.txt
+	touch $@
+
+demo: .venv/.done  ## train LeNet' without and with Jacobian regularization, compare, draw: make demo DATASET=mnist
+	$(BIN)/python -m experiments demo --dataset $(DATASET)
+
+test: .venv/.done
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+check-slow: .venv/.done
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/.done
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: .venv/.done
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .jax_cache build dist site

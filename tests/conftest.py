@@ -1,0 +1,90 @@
+"""A strict session: 8 virtual CPU devices, rank promotion raises, warnings are errors (pyproject.toml)."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import jax
+
+if os.environ["JAX_PLATFORMS"] == "cpu":
+    jax.config.update("jax_num_cpu_devices", 8)
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NEIGHBOURING_DATA = ROOT.parent / "shared" / "data" / "tensorflow_datasets"
+REQUIRED = os.environ.get("JACREG_REQUIRE", "").split(",")  # set by .ci/run: nothing may skip there
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache" / "tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def skip_or_fail(what: str, reason: str):
+    """Skip with a reason, unless JACREG_REQUIRE names what is missing."""
+    if what in REQUIRED:
+        pytest.fail(f"JACREG_REQUIRE names {what!r}, but {reason}")
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)
+
+
+@pytest.fixture
+def x64():
+    """Double precision inside one test, restored after it."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+@pytest.fixture(scope="session")
+def tfds_dir() -> Path:
+    """A folder of prepared tensorflow-datasets: TFDS_DATA_DIR, or one that lies beside the checkout."""
+    folder = Path(os.environ.get("TFDS_DATA_DIR") or NEIGHBOURING_DATA)
+    if not (folder / "mnist").is_dir():
+        skip_or_fail("data", f"no prepared MNIST in {folder}; set TFDS_DATA_DIR")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def torch():
+    """The torch module with 2 threads, or a skip where it is not installed (`make peers`)."""
+    try:
+        import torch
+    except ImportError:
+        skip_or_fail("peers", "torch is not installed; run `make peers`")
+    torch.set_num_threads(2)
+    return torch
+
+
+def mlp_params(key, sizes, dtype=jnp.float32):
+    """Weights [n_out, n_in] and biases of a small multilayer perceptron."""
+    params = []
+    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        w, b = jax.random.split(jax.random.fold_in(key, i))
+        weight = jax.random.normal(w, (n_out, n_in), dtype) / np.sqrt(n_in)
+        params.append((weight, 0.3 * jax.random.normal(b, (n_out,), dtype)))
+    return params
+
+
+def mlp(params, x, activation=jnp.tanh):
+    """Logits [B, n_out] of the perceptron above; activation on all layers but the last."""
+    for weight, bias in params[:-1]:
+        x = activation(x @ weight.T + bias[None, :])
+    weight, bias = params[-1]
+    return x @ weight.T + bias[None, :]
+
+
+@pytest.fixture
+def small_mlp(key):
+    """(f, x): a tanh network 12 -> 16 -> 8 -> 5 and a batch of 6."""
+    params = mlp_params(key, (12, 16, 8, 5))
+    x = jax.random.normal(jax.random.fold_in(key, 99), (6, 12))
+    return lambda x: mlp(params, x), x
