@@ -1,5 +1,6 @@
 """A strict session: 8 virtual CPU devices, rank promotion raises, warnings are errors (pyproject.toml)."""
 
+import itertools
 import os
 from pathlib import Path
 
@@ -67,7 +68,7 @@ def torch():
 def mlp_params(key, sizes, dtype=jnp.float32):
     """Weights [n_out, n_in] and biases of a small multilayer perceptron."""
     params = []
-    for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
         w, b = jax.random.split(jax.random.fold_in(key, i))
         weight = jax.random.normal(w, (n_out, n_in), dtype) / np.sqrt(n_in)
         params.append((weight, 0.3 * jax.random.normal(b, (n_out,), dtype)))
