@@ -9,6 +9,7 @@ from jacreg_jax.jacobian import (
 from jacreg_jax.penalty import (
     joint_loss as joint_loss,
     standard_error as standard_error,
+    value_and_exact_frobenius_sq as value_and_exact_frobenius_sq,
     value_and_exact_penalty as value_and_exact_penalty,
     value_and_frobenius_sq as value_and_frobenius_sq,
     value_and_penalty as value_and_penalty,

@@ -114,9 +114,15 @@ def value_and_exact_penalty(f: Callable, x, *, chunk_size: int | None = None, ha
         TypeError: x or f(x) is not real floating point.
         ValueError: chunk_size below 1, or batch sizes that differ.
     """
+    value, frobenius_sq = value_and_exact_frobenius_sq(f, x, chunk_size=chunk_size, has_aux=has_aux)
+    return value, jnp.mean(frobenius_sq)
+
+
+def value_and_exact_frobenius_sq(f: Callable, x, *, chunk_size: int | None = None, has_aux: bool = False):
+    """`value_and_exact_penalty` before the mean: (f(x), [B])."""
     batch_size(x)
     value, vjp = _vjp(f, x, has_aux)
-    return value, jnp.mean(exact_from_vjp(value[0] if has_aux else value, vjp, x, chunk_size=chunk_size))
+    return value, exact_from_vjp(value[0] if has_aux else value, vjp, x, chunk_size=chunk_size)
 
 
 def joint_loss(supervised, penalty, params=None, *, lambda_jr: float, lambda_wd: float = 0.0):

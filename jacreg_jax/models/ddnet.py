@@ -1,0 +1,51 @@
+"""DDNet, the network of the defensive-distillation paper that is used for CIFAR-10 (Appendix D)."""
+
+from collections.abc import Callable
+
+from flax import linen as nn
+
+from jacreg_jax.convolution import conv_general_dilated, max_pool
+from jacreg_jax.models.initializers import kernel_and_bias
+
+
+class DDNet(nn.Module):
+    """DDNet, [B, 32, 32, 3] -> logits [B, 10]; relu after every layer but the last; 1,147,978 parameters.
+
+    Convolutions 3x3 without padding 3 -> 64 -> 64, pool 2, 64 -> 128 -> 128, pool 2, dense 3200 -> 256 -> 256 -> 10.
+
+    Attributes:
+        num_classes: C.
+        dropout_rate: after the two hidden dense layers, in train mode.
+        initialization: "xavier" (weights uniform, biases zero; the paper) or "torch" (PyTorch's default).
+        conv_general_dilated: the convolution; `jax.lax.conv_general_dilated` gives XLA's own everywhere.
+        max_pool: the pooling; `flax.linen.max_pool` gives XLA's own.
+
+    Reference: Papernot et al., "Distillation as a defense to adversarial perturbations" (2016).
+    """
+
+    num_classes: int = 10
+    dropout_rate: float = 0.0
+    initialization: str = "xavier"
+    conv_general_dilated: Callable = conv_general_dilated
+    max_pool: Callable = max_pool
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Logits [B, C] of preprocessed images [B, 32, 32, 3]."""
+
+        def conv(features, fan_in):
+            init = kernel_and_bias(self.initialization, fan_in)
+            return nn.Conv(features, (3, 3), padding="VALID", conv_general_dilated=self.conv_general_dilated, **init)
+
+        def dense(features, fan_in):
+            return nn.Dense(features, **kernel_and_bias(self.initialization, fan_in))
+
+        dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
+        for features, fan_in in ((64, 27), (128, 576)):
+            x = nn.relu(conv(features, fan_in)(x))
+            x = nn.relu(conv(features, 9 * features)(x))
+            x = self.max_pool(x, (2, 2), strides=(2, 2))
+        x = x.reshape(x.shape[0], -1)
+        x = dropout(nn.relu(dense(256, 3200)(x)))
+        x = dropout(nn.relu(dense(256, 256)(x)))
+        return dense(self.num_classes, 256)(x)

@@ -1,0 +1,30 @@
+"""Initial parameters as the paper names them: Xavier, and the defaults of PyTorch."""
+
+import jax
+from flax import linen as nn
+
+xavier = nn.initializers.xavier_uniform()  # Glorot and Bengio (2010); biases start at zero
+torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
+torch_resnet_kernel = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's ResNet convolutions
+
+
+def torch_bias(fan_in: int):
+    """PyTorch's default bias, U(-1/sqrt(fan_in), 1/sqrt(fan_in)); fan_in is that of the kernel."""
+
+    def init(key, shape, dtype=float):
+        return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
+
+    return init
+
+
+def kernel_and_bias(name: str, fan_in: int) -> dict:
+    """Keyword arguments of a flax layer for "xavier" or "torch".
+
+    Raises:
+        ValueError: another name.
+    """
+    if name == "xavier":
+        return {"kernel_init": xavier, "bias_init": nn.initializers.zeros}
+    if name == "torch":
+        return {"kernel_init": torch_kernel, "bias_init": torch_bias(fan_in)}
+    raise ValueError(f"initialization must be 'xavier' or 'torch', got {name!r}")

@@ -1,0 +1,33 @@
+"""Multilayer perceptron (Appendix C)."""
+
+from collections.abc import Callable, Sequence
+
+from flax import linen as nn
+
+from jacreg_jax.models.initializers import kernel_and_bias
+
+
+class MLP(nn.Module):
+    """Dense layers of the given widths on the flattened input, [B, ...] -> logits [B, features[-1]].
+
+    Attributes:
+        features: width of every layer, the number of classes last.
+        activation: after every layer but the last.
+        dropout_rate: after every hidden layer, in train mode.
+        initialization: "xavier" (weights uniform, biases zero) or "torch" (PyTorch's default).
+    """
+
+    features: Sequence[int] = (200, 200, 10)
+    activation: Callable = nn.tanh
+    dropout_rate: float = 0.0
+    initialization: str = "xavier"
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        """Logits [B, features[-1]]."""
+        x = x.reshape(x.shape[0], -1)
+        for i, width in enumerate(self.features):
+            x = nn.Dense(width, **kernel_and_bias(self.initialization, x.shape[-1]))(x)
+            if i < len(self.features) - 1:
+                x = nn.Dropout(self.dropout_rate, deterministic=not train)(self.activation(x))
+        return x

@@ -1,0 +1,243 @@
+"""Training with the joint loss (Eq. 5): a state, an optimizer, one compiled step or many in one dispatch."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jacreg_jax import sharding
+from jacreg_jax.jacobian import Probe
+from jacreg_jax.penalty import (
+    joint_loss,
+    standard_error,
+    value_and_exact_frobenius_sq,
+    value_and_frobenius_sq,
+)
+
+
+class TrainState(NamedTuple):
+    """All that training changes, and the key it draws from."""
+
+    params: Any
+    opt_state: Any
+    model_state: Any  # mutable collections of the model, such as BatchNorm's statistics; {} where there are none
+    step: jax.Array  # int32, steps done
+    key: jax.Array  # typed key, constant; step t draws from fold_in(key, t)
+
+
+class NonFiniteError(FloatingPointError):
+    """Loss, penalty or gradient stopped being finite; the message names the step, `step` holds it."""
+
+    def __init__(self, step: int, metrics: dict):
+        self.step = step
+        super().__init__(
+            f"training stopped at step {step}: loss {metrics['loss']:.4g}, "
+            f"penalty {metrics.get('penalty', float('nan')):.4g}, gradient norm {metrics['grad_norm']:.4g}; "
+            "the state before this step is kept. Try a smaller learning rate or a smaller lambda_jr"
+        )
+
+
+def init_state(params, optimizer: optax.GradientTransformation, key: jax.Array, model_state=None) -> TrainState:
+    """State before the first step."""
+    return TrainState(params, optimizer.init(params), model_state or {}, jnp.zeros((), jnp.int32), key)
+
+
+def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> optax.Schedule:
+    """Learning rate `initial`, multiplied by `factor` at each of the given steps (paper: tenfold at 50k and 100k)."""
+    return optax.piecewise_constant_schedule(initial, dict.fromkeys(boundaries, factor))
+
+
+def sgd(learning_rate, *, momentum: float = 0.9, weight_decay: float = 0.0) -> optax.GradientTransformation:
+    """SGD as in the paper: u <- rho u + g + lambda_WD theta, theta <- theta - eta u.
+
+    The decay is coupled, the gradient of (lambda_WD / 2) ||theta||^2, and acts on all parameters, as in torch.
+    """
+    step = optax.sgd(learning_rate, momentum=momentum or None)
+    return optax.chain(optax.add_decayed_weights(weight_decay), step) if weight_decay else step
+
+
+def classification_loss(
+    apply: Callable,
+    *,
+    lambda_jr: float = 0.0,
+    num_projections: int | Literal["exact"] = 1,
+    probe: Probe = "sphere",
+    sample_fraction: float = 1.0,
+    chunk_size: int | None = None,
+    lazy: int = 1,
+    preprocess: Callable = lambda image: image,
+    perturb: Callable | None = None,
+    penalty_apply: Callable | None = None,
+) -> Callable:
+    """Cross-entropy with one-hot targets plus (lambda_jr / 2) * mean ||J||_F^2 (Eq. 5), as a loss for the train step.
+
+    Args:
+        apply: (params, model_state, x, key) -> (logits [B, C], model_state) in train mode, as `models.train_mode`
+            makes it. It is called once: supervised and penalty branch share the dropout mask.
+        lambda_jr: coefficient; 0 leaves the penalty out of the program.
+        num_projections: n, or "exact" for the sum over all C basis vectors.
+        probe: see `value_and_penalty`.
+        sample_fraction: share of the batch that is penalised.
+        chunk_size: for "exact", basis vectors at once.
+        lazy: penalise every lazy-th step, with lambda_jr multiplied by it. The mean over steps of the gradient is
+            the same, its variance is larger, and lr * lambda_jr * lazy * curvature must stay small.
+        preprocess: raw batch["image"] -> the space of the network's input, where the Jacobian is taken.
+        perturb: (f, image, label, keys) -> image in raw pixels, f: raw image -> logits with the same parameters and
+            dropout mask; adversarial training. No gradient flows through it.
+        penalty_apply: as apply, for the penalty alone, at the cost of one more forward pass. With BatchNorm,
+            `models.eval_mode` leaves the cross-sample terms of batch statistics out of the penalty.
+
+    Returns:
+        loss(params, state, batch, keys) -> (loss, (model_state, metrics)) for `make_train_step`; batch a dict of
+        image [B, ...] and integer label [B]. Metrics: cross_entropy, accuracy, and with a penalty penalty (estimate
+        of mean ||J||_F^2) and penalty_error (its standard error), NaN on the steps that lazy leaves out.
+
+    Raises:
+        ValueError: lazy below 1; num_projections neither an integer nor "exact".
+    """
+    if lazy < 1:
+        raise ValueError(f"lazy must be at least 1, got {lazy}")
+    if num_projections != "exact" and not isinstance(num_projections, int):
+        raise ValueError(f"num_projections must be an integer or 'exact', got {num_projections!r}")
+
+    def value_and_norms(f, x, keys, has_aux):
+        if num_projections == "exact":
+            return value_and_exact_frobenius_sq(f, x, chunk_size=chunk_size, has_aux=has_aux)
+        return value_and_frobenius_sq(
+            f,
+            x,
+            keys,
+            num_projections=num_projections,
+            probe=probe,
+            sample_fraction=sample_fraction,
+            has_aux=has_aux,
+        )
+
+    def loss(params, state, batch, keys):
+        label = batch["label"]
+        image = batch["image"]
+        model = lambda x: apply(params, state.model_state, x, keys[0])
+        if perturb is not None:
+            raw_model = lambda image: model(preprocess(image))[0]
+            image = jax.lax.stop_gradient(perturb(raw_model, image, label, keys))
+        x = preprocess(image)
+
+        def with_penalty():
+            if penalty_apply is not None:
+                penalised = lambda x: penalty_apply(params, state.model_state, x, keys[0])[0]
+                _, norms = value_and_norms(penalised, x, keys, has_aux=False)
+                value = model(x)
+            elif jax.tree.leaves(state.model_state):
+                value, norms = value_and_norms(model, x, keys, has_aux=True)
+            else:
+                z, norms = value_and_norms(lambda x: model(x)[0], x, keys, has_aux=False)
+                value = z, state.model_state
+            return value, lazy * jnp.mean(norms), jnp.mean(norms), standard_error(norms)
+
+        def without_penalty():
+            z, model_state = model(x)
+            return (z, model_state), *(jnp.asarray(c, z.dtype) for c in (0.0, jnp.nan, jnp.nan))
+
+        if isinstance(lambda_jr, (int, float)) and lambda_jr == 0:
+            (z, model_state), weighted, *_ = without_penalty()
+            metrics = {}
+        else:
+            penalised_step = state.step % lazy == 0
+            chosen = with_penalty() if lazy == 1 else jax.lax.cond(penalised_step, with_penalty, without_penalty)
+            (z, model_state), weighted, penalty, error = chosen
+            metrics = {"penalty": penalty, "penalty_error": error}
+        cross_entropy = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, label))
+        metrics |= {"cross_entropy": cross_entropy, "accuracy": jnp.mean(jnp.argmax(z, -1) == label)}
+        return joint_loss(cross_entropy, weighted, lambda_jr=lambda_jr), (model_state, metrics)
+
+    return loss
+
+
+def make_train_step(
+    loss: Callable,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    backend: sharding.Backend = "jit",
+    donate: bool = True,
+) -> Callable:
+    """One compiled training step, step(state, batch) -> (state, metrics), on one device or sharded over a mesh.
+
+    A step whose loss or gradient is not finite leaves the state as it was; `check_finite` then raises on the host.
+
+    Args:
+        loss: (params, state, batch, keys) -> (loss, (model_state, metrics)), the mean over the batch; keys holds one
+            typed key for each row, the same on any number of devices. See `classification_loss`.
+        optimizer: an optax transformation.
+        mesh: from `sharding.data_mesh`; None for one device.
+        backend: "jit", "shard_map" or "pmap".
+        donate: reuse the buffers of the old state.
+
+    Returns:
+        The step; metrics are scalars, loss and grad_norm among them.
+
+    Raises:
+        ValueError: unknown backend, or no mesh where one is needed.
+    """
+    return sharding.map_over_devices(partial(_update, loss, optimizer), mesh, backend, donate=donate)
+
+
+def make_train_steps(loss: Callable, optimizer: optax.GradientTransformation, *, donate: bool = True) -> Callable:
+    """Many training steps in one dispatch: steps(state, data, indices) -> (state, metrics [T]).
+
+    The data set lives on the device and every batch is gathered there, so that the host is idle between logs. From
+    the first step on that is not finite the state stays as it was.
+
+    Args:
+        loss: as for `make_train_step`.
+        optimizer: an optax transformation.
+        donate: reuse the buffers of the old state.
+
+    Returns:
+        Compiled function of the state, the data (pytree of [N, ...]) and integer indices [T, B].
+    """
+
+    def steps(state, data, indices):
+        first = state.step
+
+        def body(state, indexed):
+            i, index = indexed
+            batch = jax.tree.map(lambda leaf: leaf[index], data)
+            return _update(loss, optimizer, state, batch, None, alive=state.step == first + i)
+
+        return jax.lax.scan(body, state, (jnp.arange(indices.shape[0]), indices))
+
+    return jax.jit(steps, donate_argnums=(0,) if donate else ())
+
+
+def check_finite(metrics: dict, last_step: int) -> None:
+    """Raise NonFiniteError for the first step in the metrics, [T] or scalars, that was not finite.
+
+    Args:
+        metrics: of the steps last_step - T + 1 ... last_step, counted from 1.
+        last_step: number of the last of them.
+    """
+    finite = np.atleast_1d(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
+    if not finite.all():
+        i = int(np.argmin(finite))
+        at = {name: float(np.atleast_1d(value)[i]) for name, value in metrics.items()}
+        raise NonFiniteError(last_step - len(finite) + 1 + i, at)
+
+
+def _update(loss, optimizer, state: TrainState, batch, axis_name: str | None, alive=True):
+    rows = jax.tree.leaves(batch)[0].shape[0]
+    keys = sharding.row_keys(jax.random.fold_in(state.key, state.step), rows, axis_name)
+    params = sharding.varying(state.params, axis_name)
+    (value, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, keys)
+    grads, model_state, metrics, value = sharding.mean_over_devices((grads, model_state, metrics, value), axis_name)
+    grad_norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = TrainState(params, opt_state, model_state, state.step + 1, state.key)
+    ok = alive & jnp.isfinite(value) & jnp.isfinite(grad_norm)
+    kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new[:4], state[:4])
+    return TrainState(*kept, state.key), {"loss": value, "grad_norm": grad_norm, **metrics}

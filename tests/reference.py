@@ -1,0 +1,29 @@
+"""Slow, obvious twins of the fast functions."""
+
+import jax
+import jax.numpy as jnp
+
+
+def jacobian_matrix(f, x):
+    """J of every sample, [B, C, I], one row of the batch at a time; pytrees in and out are laid side by side."""
+    batch = jax.tree.leaves(x)[0].shape[0]
+
+    def one(sample):
+        single = lambda s: jax.tree.map(lambda z: z[0], f(jax.tree.map(lambda leaf: leaf[None], s)))
+        jacobian = jax.jacrev(single)(sample)
+        inputs = jax.tree.structure(sample)
+        rows = []
+        for z, per_input in zip(
+            jax.tree.leaves(single(sample)),
+            jax.tree.leaves(jacobian, is_leaf=lambda t: jax.tree.structure(t) == inputs),
+            strict=True,
+        ):
+            rows.append(jnp.concatenate([j.reshape(z.size, -1) for j in jax.tree.leaves(per_input)], axis=1))
+        return jnp.concatenate(rows)
+
+    return jnp.stack([one(jax.tree.map(lambda leaf: leaf[a], x)) for a in range(batch)])
+
+
+def frobenius_sq(f, x):
+    """||J||_F^2 of every sample from the whole matrix."""
+    return jnp.sum(jacobian_matrix(f, x) ** 2, axis=(1, 2))
