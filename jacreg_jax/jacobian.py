@@ -42,15 +42,13 @@ def exact_frobenius_sq(
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Eqs. 3 and 6.
     """
     flat = _Rows(x, "x")
-    z_shape = jax.eval_shape(f, x)
-    outputs = _Rows(z_shape, "f(x)", batch=flat.batch)
+    outputs = _Rows(jax.eval_shape(f, x), "f(x)", batch=flat.batch)
     if mode not in ("auto", "reverse", "forward"):
         raise ValueError(f"mode must be 'auto', 'reverse' or 'forward', got {mode!r}")
     if mode == "forward" or (mode == "auto" and flat.size < outputs.size):
         _, jvp = jax.linearize(f, x)
         return _sum_over_basis(lambda e: _sum_sq(jvp(flat.unravel(e))), flat, chunk_size)
-    _, vjp = jax.vjp(f, x)
-    return _sum_over_basis(lambda e: _sum_sq(vjp(outputs.unravel(e))), outputs, chunk_size)
+    return exact_from_vjp(*jax.vjp(f, x), x, chunk_size=chunk_size)
 
 
 def projected_frobenius_sq(
@@ -218,7 +216,8 @@ class _Rows:
         """[B, size] -> the pytree."""
         parts, start = [], 0
         for leaf, size in zip(self.leaves, self.sizes, strict=True):
-            parts.append(rows[:, start : start + size].reshape(leaf.shape).astype(leaf.dtype))
+            part = rows[:, start : start + size].reshape(leaf.shape).astype(leaf.dtype)
+            parts.append(part + jnp.zeros_like(leaf))  # inside shard_map: marks a constant as varying where the leaf is
             start += size
         return jax.tree.unflatten(self.treedef, parts)
 

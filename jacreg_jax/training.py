@@ -234,7 +234,7 @@ def _update(loss, optimizer, state: TrainState, batch, axis_name: str | None, al
     params = sharding.varying(state.params, axis_name)
     (value, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, keys)
     grads, model_state, metrics, value = sharding.mean_over_devices((grads, model_state, metrics, value), axis_name)
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(params, opt_state, model_state, state.step + 1, state.key)

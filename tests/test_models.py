@@ -1,0 +1,130 @@
+"""models/: parameter counts and layer shapes of Appendix D, initial values, and the exact Jacobian norm on each."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+import jacreg_jax as jr
+from jacreg_jax.models import MLP, DDNet, LeNet, ResNet18, eval_mode, initialize, predictor, train_mode
+
+COUNTS = [
+    (LeNet(), (28, 28, 1), 61_706),
+    (DDNet(), (32, 32, 3), 1_147_978),
+    (ResNet18(), (32, 32, 3), 11_173_962),
+    (ResNet18(num_classes=1000, variant="imagenet"), (224, 224, 3), 11_689_512),
+    (MLP(), (28, 28, 1), 784 * 200 + 200 + 200 * 200 + 200 + 2010),
+]
+
+
+@pytest.mark.parametrize(("module", "shape", "count"), COUNTS)
+def test_parameter_counts(module, shape, count, key):
+    variables = jax.eval_shape(module.init, key, jnp.zeros((2, *shape)))
+    assert sum(leaf.size for leaf in jax.tree.leaves(variables["params"])) == count
+    logits = jax.eval_shape(module.apply, variables, jnp.zeros((2, *shape)))
+    assert logits.shape[0] == 2
+
+
+def kernel_shapes(module, shape, key):
+    params = jax.eval_shape(module.init, key, jnp.zeros((1, *shape)))["params"]
+    return [layer["kernel"].shape for layer in params.values()]
+
+
+def test_layer_shapes(key):
+    conv_5, lenet = (5, 5), kernel_shapes(LeNet(), (28, 28, 1), key)
+    assert lenet == [(*conv_5, 1, 6), (*conv_5, 6, 16), (400, 120), (120, 84), (84, 10)]
+    conv_3, ddnet = (3, 3), kernel_shapes(DDNet(), (32, 32, 3), key)
+    convolutions = [(*conv_3, 3, 64), (*conv_3, 64, 64), (*conv_3, 64, 128), (*conv_3, 128, 128)]
+    assert ddnet == [*convolutions, (3200, 256), (256, 256), (256, 10)]
+
+
+def test_initial_values(key):
+    """Xavier-uniform: variance 2 / (fan_in + fan_out), zero biases. Torch: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    params, _ = initialize(LeNet(), key, jnp.zeros((1, 28, 28, 1)))
+    kernel = params["Dense_0"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 520), rtol=0.02)
+    assert jnp.abs(kernel).max() <= np.sqrt(6 / 520)
+    np.testing.assert_array_equal(params["Conv_0"]["bias"], 0)
+    params, _ = initialize(LeNet(initialization="torch"), key, jnp.zeros((1, 28, 28, 1)))
+    for layer, fan_in in (("Conv_1", 150), ("Dense_0", 400)):
+        for leaf in params[layer].values():
+            assert 0.8 / np.sqrt(fan_in) < jnp.abs(leaf).max() <= 1 / np.sqrt(fan_in)
+
+
+def trained_statistics(module, shape, key, batch):
+    """f in eval mode, after one train-mode pass so that BatchNorm's statistics are not the initial ones."""
+    x = jax.random.normal(key, (batch, *shape))
+    params, model_state = initialize(module, key, x)
+    _, model_state = jax.jit(train_mode(module))(params, model_state, x, key)
+    return predictor(module, params, model_state), x
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "batch"),
+    [(LeNet(), (28, 28, 1), 3), (DDNet(), (32, 32, 3), 2), (ResNet18(), (32, 32, 3), 2), (MLP((20, 10)), (5, 5, 1), 3)],
+)
+def test_exact_norm_equals_jacrev_and_jacfwd(module, shape, batch, key):
+    """To 1e-5 relative in float32; jacfwd where its I products fit."""
+    f, x = trained_statistics(module, shape, key, batch)
+    exact = jax.jit(lambda f, x: jr.exact_frobenius_sq(f, x))(f, x)
+    single = lambda f, s: f(s[None])[0]
+    whole = jax.jit(jax.vmap(jax.jacrev(single, 1), (None, 0)))(f, x)
+    np.testing.assert_allclose(exact, jnp.sum(whole**2, axis=(1, 2, 3, 4)), rtol=1e-5)
+    if isinstance(module, (LeNet, MLP)):
+        whole = jax.jit(jax.vmap(jax.jacfwd(single, 1), (None, 0)))(f, x)
+        np.testing.assert_allclose(exact, jnp.sum(whole**2, axis=(1, 2, 3, 4)), rtol=1e-5)
+
+
+class DensePrediction(nn.Module):
+    """Two outputs for every pixel."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(2, (3, 3))(nn.tanh(nn.Conv(4, (3, 3))(x)))
+
+
+def test_exact_norm_of_a_dense_prediction(key):
+    x = jax.random.normal(key, (2, 4, 5, 3))
+    variables = DensePrediction().init(key, x)
+    f = lambda x: DensePrediction().apply(variables, x)
+    for jac in (jax.jacrev, jax.jacfwd):
+        whole = jax.vmap(jac(lambda s: f(s[None])[0]))(x)
+        np.testing.assert_allclose(jr.exact_frobenius_sq(f, x), jnp.sum(whole**2, axis=(1, 2, 3, 4, 5, 6)), rtol=1e-5)
+
+
+def test_train_mode_draws_dropout_and_moves_statistics(key):
+    x = jax.random.normal(key, (4, 28, 28, 1))
+    module = LeNet(dropout_rate=0.5)
+    params, model_state = initialize(module, key, x)
+    assert model_state == {}
+    train, evaluate = train_mode(module), eval_mode(module)
+    first, _ = train(params, model_state, x, jax.random.key(1))
+    again, _ = train(params, model_state, x, jax.random.key(1))
+    other, _ = train(params, model_state, x, jax.random.key(2))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+    np.testing.assert_allclose(evaluate(params, model_state, x)[0], predictor(module, params)(x), rtol=1e-6)
+
+
+def test_predictor_does_not_recompile_for_new_parameters(key):
+    traces = []
+
+    @jax.jit
+    def logits(f, x):
+        traces.append(1)
+        return f(x)
+
+    x = jnp.ones((2, 28, 28, 1))
+    for seed in (1, 2):
+        params, _ = initialize(LeNet(), jax.random.key(seed), x)
+        logits(predictor(LeNet(), params), x)
+    assert len(traces) == 1
+
+
+def test_bad_options(key):
+    x = jnp.zeros((1, 32, 32, 3))
+    with pytest.raises(ValueError, match="variant must be 'cifar' or 'imagenet', got 'tiny'"):
+        ResNet18(variant="tiny").init(key, x)
+    with pytest.raises(ValueError, match="initialization must be 'xavier' or 'torch', got 'he'"):
+        DDNet(initialization="he").init(key, x)

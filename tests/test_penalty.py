@@ -1,0 +1,154 @@
+"""penalty.py: one forward pass, the right gradient, the sub-batch, the joint loss."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jacreg_jax as jr
+from tests.conftest import mlp, mlp_params
+from tests.reference import frobenius_sq
+
+
+def test_value_and_penalty_equal_their_parts(small_mlp, key):
+    f, x = small_mlp
+    for probe in ("sphere", "orthonormal", "rademacher", "gaussian"):
+        z, penalty = jr.value_and_penalty(f, x, key, num_projections=2, probe=probe)
+        np.testing.assert_allclose(z, f(x), rtol=1e-6)
+        q = jr.projected_frobenius_sq(f, x, key, num_projections=2, probe=probe)
+        np.testing.assert_allclose(penalty, q.mean(), rtol=1e-6)
+    z, penalty = jr.value_and_exact_penalty(f, x, chunk_size=2)
+    np.testing.assert_allclose(z, f(x), rtol=1e-6)
+    np.testing.assert_allclose(penalty, frobenius_sq(f, x).mean(), rtol=1e-5)
+
+
+def test_aux_is_handed_through(small_mlp, key):
+    f, x = small_mlp
+    with_aux = lambda x: (f(x), {"mean": x.mean()})
+    (z, aux), penalty = jr.value_and_penalty(with_aux, x, key, has_aux=True)
+    np.testing.assert_allclose(penalty, jr.value_and_penalty(f, x, key)[1], rtol=1e-6)
+    np.testing.assert_allclose(aux["mean"], x.mean(), rtol=1e-6)
+    np.testing.assert_allclose(z, f(x), rtol=1e-6)
+    (_, aux), exact = jr.value_and_exact_penalty(with_aux, x, has_aux=True)
+    np.testing.assert_allclose(exact, jr.value_and_exact_penalty(f, x)[1], rtol=1e-6)
+    np.testing.assert_allclose(aux["mean"], x.mean(), rtol=1e-6)
+
+
+def penalty_of(params, x, key, activation=jnp.tanh, **options):
+    return jr.value_and_penalty(lambda x: mlp(params, x, activation), x, key, **options)[1]
+
+
+@pytest.mark.parametrize("probe", ["exact", "sphere", "orthonormal", "rademacher", "gaussian"])
+def test_gradient_equals_finite_differences(x64, key, probe):
+    """In float64, along random directions of all parameters; far from zero, so no detached Jacobian."""
+    params = mlp_params(key, (6, 7, 5, 4), jnp.float64)
+    x = jax.random.normal(key, (3, 6), jnp.float64)
+    if probe == "exact":
+        penalty = lambda p: jr.value_and_exact_penalty(lambda x: mlp(p, x), x, chunk_size=3)[1]
+    else:
+        penalty = lambda p: penalty_of(p, x, key, probe=probe, num_projections=2, sample_fraction=0.7)
+    penalty = jax.jit(penalty)
+    gradient = jax.grad(penalty)(params)
+    h = 1e-5
+    for seed in (1, 2):
+        direction = mlp_params(jax.random.key(seed), (6, 7, 5, 4), jnp.float64)
+        step = lambda s: jax.tree.map(lambda p, d: p + s * d, params, direction)
+        numeric = (penalty(step(h)) - penalty(step(-h))) / (2 * h)
+        analytic = sum(
+            jnp.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        )
+        np.testing.assert_allclose(analytic, numeric, rtol=1e-7)
+        assert abs(analytic) > 1e-2
+
+
+def test_relu_biases_have_zero_gradient(key):
+    """J of a ReLU net is constant between kinks; weights still get a gradient, and so do the biases of tanh."""
+    params = mlp_params(key, (6, 7, 5, 4))
+    x = jax.random.normal(key, (8, 6))
+    relu = jax.grad(penalty_of)(params, x, key, jax.nn.relu)
+    tanh = jax.grad(penalty_of)(params, x, key, jnp.tanh)
+    for (relu_w, relu_b), (tanh_w, tanh_b), last in zip(relu, tanh, (False, False, True), strict=True):
+        np.testing.assert_array_equal(relu_b, 0)
+        assert jnp.abs(relu_w).max() > 1e-3
+        assert jnp.abs(tanh_w).max() > 1e-3
+        assert last or jnp.abs(tanh_b).max() > 1e-3
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.5, 0.84, 1.0])
+def test_sub_batch_is_unbiased_and_keeps_the_value(key, fraction):
+    params = mlp_params(key, (6, 7, 4))
+    x = jax.random.normal(key, (10, 6)) * jnp.linspace(0.1, 3, 10)[:, None]
+    f = lambda x: mlp(params, x)
+    call = jax.jit(lambda k: jr.value_and_frobenius_sq(f, x, k, sample_fraction=fraction))
+    z, norms = call(key)
+    np.testing.assert_allclose(z, f(x), rtol=1e-5)
+    assert norms.shape == (max(1, round(10 * fraction)),)
+    draws = jax.vmap(lambda k: jr.value_and_penalty(f, x, k, sample_fraction=fraction)[1])(jax.random.split(key, 4000))
+    error = draws.std() / np.sqrt(4000)
+    assert abs(draws.mean() - frobenius_sq(f, x).mean()) < 4 * error
+
+
+def test_sub_batch_with_aux_keeps_the_whole_batch(small_mlp, key):
+    f, x = small_mlp
+    (z, mean), norms = jr.value_and_frobenius_sq(lambda x: (f(x), x.mean()), x, key, sample_fraction=0.5, has_aux=True)
+    np.testing.assert_allclose(z, f(x), rtol=1e-6)
+    np.testing.assert_allclose(mean, x.mean(), rtol=1e-6)
+    assert norms.shape == (3,)
+
+
+def test_pytrees(key):
+    x = {"a": jax.random.normal(key, (4, 3)), "b": jax.random.normal(key, (4, 2, 2))}
+    f = lambda x: {"sum": x["a"].sum(1) * x["b"].sum((1, 2)), "dense": jnp.sin(x["b"])}
+    for fraction in (0.5, 1.0):
+        z, _ = jr.value_and_penalty(f, x, key, num_projections=5, probe="orthonormal", sample_fraction=fraction)
+        chex.assert_trees_all_close(z, f(x))
+    _, penalty = jr.value_and_penalty(f, x, key, num_projections=5, probe="orthonormal")
+    np.testing.assert_allclose(penalty, frobenius_sq(f, x).mean(), rtol=1e-5)
+
+
+def test_joint_loss_is_equation_5():
+    params = {"w": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
+    np.testing.assert_allclose(jr.joint_loss(1.0, 4.0, lambda_jr=0.1), 1.2, rtol=1e-6)
+    np.testing.assert_allclose(jr.joint_loss(1.0, 4.0, params, lambda_jr=0.1, lambda_wd=0.01), 1.27, rtol=1e-6)
+    with pytest.raises(ValueError, match="params must be given"):
+        jr.joint_loss(1.0, 4.0, lambda_jr=0.1, lambda_wd=0.01)
+
+
+def test_standard_error(small_mlp, key):
+    """Over keys and resampled rows, the spread of the mean is what the standard error says."""
+    f, _ = small_mlp
+    x = jax.random.normal(key, (1000, 40, 12))
+    norms = jax.vmap(lambda x, k: jr.projected_frobenius_sq(f, x, k))(x, jax.random.split(key, 1000))
+    spread = norms.mean(1).std()
+    np.testing.assert_allclose(jax.vmap(jr.standard_error)(norms).mean(), spread, rtol=0.1)
+    assert jr.standard_error(jnp.ones(1)) == 0
+
+
+def test_noise_reading(key):
+    """E||f(x + eps) - f(x)||^2 = sigma^2 ||J||_F^2 for small sigma: lambda_jr is the variance of input noise."""
+    params = mlp_params(key, (6, 7, 4))
+    x = jax.random.normal(key, (5, 6))
+    sigma = 1e-2
+    noise = sigma * jax.random.normal(key, (20_000, 5, 6))
+    moved = jax.vmap(lambda e: jnp.sum((mlp(params, x + e) - mlp(params, x)) ** 2, 1))(noise).mean(0)
+    np.testing.assert_allclose(moved, sigma**2 * frobenius_sq(lambda x: mlp(params, x), x), rtol=0.05)
+
+
+@pytest.mark.parametrize("fraction", [0, -0.5, 1.01])
+def test_bad_fraction(small_mlp, key, fraction):
+    f, x = small_mlp
+    with pytest.raises(ValueError, match=r"sample_fraction must lie in \(0, 1\], got"):
+        jr.value_and_penalty(f, x, key, sample_fraction=fraction)
+
+
+def test_bad_input(small_mlp, key):
+    f, x = small_mlp
+    with pytest.raises(TypeError, match="x must be real floating point"):
+        jr.value_and_penalty(f, x.astype(int), key)
+    with pytest.raises(TypeError, match="x must be real floating point"):
+        jr.value_and_exact_penalty(f, x.astype(int))
+    with pytest.raises(ValueError, match="batch size of x"):
+        jr.value_and_penalty(lambda x: f(x)[:2], x, key)
+    with pytest.raises(TypeError, match="key must be a typed key"):
+        jr.value_and_penalty(f, x, None, sample_fraction=0.5)

@@ -1,0 +1,99 @@
+"""sharding.py: one body, three backends, 1, 2 and 8 devices, the same numbers."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jacreg_jax import sharding, training
+from jacreg_jax.models import MLP, initialize, train_mode
+
+MODULE = MLP((8, 4))
+BACKENDS = ("jit", "shard_map", "pmap")
+
+
+@pytest.fixture(scope="module")
+def problem():
+    key = jax.random.key(0)
+    image = jax.random.normal(key, (16, 6))
+    params, _ = initialize(MODULE, key, image)
+    return params, {"image": np.asarray(image), "label": np.arange(16) % 4}
+
+
+def train(problem, devices, backend, steps=3, **options):
+    params, batch = problem
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+    optimizer = training.sgd(0.1, weight_decay=1e-3)
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1, **options)
+    state = training.init_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(7))
+    state = sharding.replicate(state, mesh)
+    step = training.make_train_step(loss, optimizer, mesh=mesh, backend=backend)
+    for _ in range(steps):
+        state, metrics = step(state, sharding.shard_batch(batch, mesh))
+    return jax.device_get((state.params, metrics))
+
+
+@pytest.fixture(scope="module")
+def single(problem):
+    """One device, no mesh: the sphere probe, and the exact norm in chunks."""
+    params, batch = problem
+    results = {}
+    for name, options in {"sphere": {}, "exact": {"num_projections": "exact", "chunk_size": 3}}.items():
+        optimizer = training.sgd(0.1, weight_decay=1e-3)
+        loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1, **options)
+        state = training.init_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(7))
+        step = training.make_train_step(loss, optimizer)
+        for _ in range(3):
+            state, metrics = step(state, batch)
+        results[name] = jax.device_get((state.params, metrics))
+    return results
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("devices", [1, 2, 8])
+def test_backends_agree_on_any_number_of_devices(problem, single, backend, devices):
+    """With random probes: the draw of a sample follows the sample, not the shard."""
+    assert len(jax.devices()) == 8
+    params, metrics = train(problem, devices, backend)
+    chex.assert_trees_all_close(params, single["sphere"][0], rtol=1e-5, atol=1e-6)
+    for name in ("loss", "penalty", "grad_norm", "accuracy"):
+        np.testing.assert_allclose(metrics[name], single["sphere"][1][name], rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["shard_map", "pmap"])
+def test_chunked_exact_norm_inside_the_mapped_body(problem, single, backend):
+    params, _ = train(problem, 2, backend, num_projections="exact", chunk_size=3)
+    chex.assert_trees_all_close(params, single["exact"][0], rtol=1e-5, atol=1e-6)
+
+
+def test_without_the_varying_mark_gradients_are_too_large():
+    """The trap that `varying` closes: in shard_map a mean over already summed gradients is N times too large."""
+    mesh = sharding.data_mesh(jax.devices()[:4])
+    spec = jax.sharding.PartitionSpec
+    gradient = {}
+    for name, mark in (("marked", sharding.varying), ("bare", lambda w, axis: w)):
+        body = lambda w, x, mark=mark: sharding.mean_over_devices(
+            jax.grad(lambda w: jnp.mean(x * w))(mark(w, "data")), "data"
+        )
+        mapped = jax.shard_map(body, mesh=mesh, in_specs=(spec(), spec("data")), out_specs=spec())
+        gradient[name] = float(jax.jit(mapped)(jnp.float32(1.0), jnp.ones(8)))
+    assert gradient == {"marked": 1.0, "bare": 4.0}
+
+
+def test_row_keys_do_not_depend_on_the_mesh(key):
+    whole = jax.random.key_data(sharding.row_keys(key, 8, None))
+    spec = jax.sharding.PartitionSpec
+    mapped = jax.shard_map(
+        lambda x: jax.random.key_data(sharding.row_keys(key, x.shape[0], "data")),
+        mesh=sharding.data_mesh(jax.devices()[:4]),
+        in_specs=spec("data"),
+        out_specs=spec("data"),
+    )
+    np.testing.assert_array_equal(jax.jit(mapped)(jnp.zeros(8)), whole)
+
+
+def test_uneven_batch():
+    mesh = sharding.data_mesh(jax.devices()[:4])
+    with pytest.raises(ValueError, match="batch must split evenly over 4 devices, got 6 rows"):
+        sharding.shard_batch({"image": np.zeros((6, 2))}, mesh)
