@@ -1,4 +1,5 @@
 import bz2
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -269,6 +270,20 @@ def test_official_reader_reads_what_prepare_wrote(name, tmp_path, monkeypatch):
         assert official.info.features["label"].names[:2] == ["airplane", "automobile"]
 
 
+def test_our_order_is_the_official_one_and_the_test_digits_are_lecuns(tfds_dir, tmp_path, monkeypatch):
+    """Number the images, prepare them, see where each went, undo that for MNIST: LeCun's files come out to the byte."""
+    original = original_files("mnist", tmp_path, monkeypatch, {"train": 1, "test": 10_000})
+    prepare("mnist", tmp_path / "data", original.folder)
+    position = {image.tobytes(): i for i, image in enumerate(original.data["test"][0])}
+    shuffled, _ = load("mnist", "test", data_dir=tmp_path / "data")
+    order = [position[image.tobytes()] for image in shuffled]
+
+    images, labels = load("mnist", "test", data_dir=tfds_dir)
+    lecun = np.argsort(order)
+    assert hashlib.md5(idx(images[lecun, :, :, 0])).hexdigest() == "2646ac647ad5339dbf082846283269ea"
+    assert hashlib.md5(idx(labels[lecun].astype(np.uint8))).hexdigest() == "27ae3e4e09519cfbb04c329615203637"
+
+
 def test_a_file_that_is_not_the_original_is_refused(tmp_path, monkeypatch):
     original = original_files("usps", tmp_path, monkeypatch, {"train": 3, "test": 3})
     path = original.folder / "usps.t.bz2"
@@ -279,25 +294,57 @@ def test_a_file_that_is_not_the_original_is_refused(tmp_path, monkeypatch):
         load("usps", "test", data_dir=tmp_path / "data")
 
 
-def test_the_default_folder_is_filled_by_download(tmp_path, monkeypatch):
-    """The whole way of a new user, over HTTP, from a server on this machine."""
-    original = original_files("usps", tmp_path, monkeypatch, {"train": 6, "test": 4})
+def test_tfrecord_folders_are_refused_with_the_way_out(tmp_path, monkeypatch):
+    """Official builders write tfrecord by default, which only TensorFlow reads."""
+    original = original_files("mnist", tmp_path, monkeypatch, {"train": 2, "test": 2})
+    folder = prepare("mnist", tmp_path / "data", original.folder)
+    for file in folder.glob("*array_record*"):
+        file.rename(folder / file.name.replace("array_record", "tfrecord"))
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(ValueError, match=r"holds tfrecord files; load reads array_record.*prepare\('mnist'"):
+        load("mnist", "train", data_dir=tmp_path / "data")
+
+
+@contextlib.contextmanager
+def serving(folder):
+    """The address of an HTTP server on this machine that hands out the files of a folder."""
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *args):
             pass
 
-    handler = functools.partial(Quiet, directory=original.folder)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        monkeypatch.setattr(original.builder, "URL", f"http://127.0.0.1:{server.server_port}/")
-        monkeypatch.setenv("no_proxy", "127.0.0.1")
-        monkeypatch.setenv("HOME", str(tmp_path))
-        monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
-        images, labels = load("usps", "train")
+        yield f"http://127.0.0.1:{server.server_port}/"
         server.shutdown()
+
+
+@pytest.fixture
+def new_user(tmp_path, monkeypatch):
+    """Nothing set, an empty home."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    return tmp_path
+
+
+def test_the_default_folder_is_filled_by_download(new_user, monkeypatch):
+    original = original_files("usps", new_user, monkeypatch, {"train": 6, "test": 4})
+    with serving(original.folder) as address:
+        monkeypatch.setattr(original.builder, "URL", address)
+        images, labels = load("usps", "train")
     assert as_rows(images, labels) == as_rows(*original.data["train"])
-    assert (tmp_path / "tensorflow_datasets" / "usps" / "1.0.0").is_dir()
+    assert (new_user / "tensorflow_datasets" / "usps" / "1.0.0").is_dir()
+
+
+def test_a_failed_download_says_what_to_do(new_user, monkeypatch):
+    original = original_files("usps", new_user, monkeypatch, {"train": 6, "test": 4})
+    (original.folder / "usps.t.bz2").unlink()
+    with serving(original.folder) as address:
+        monkeypatch.setattr(original.builder, "URL", address)
+        with pytest.raises(ConnectionError, match=r"usps\.t\.bz2 \(.*404.*usps\.bz2, usps\.t\.bz2 .*manual_dir"):
+            load("usps", "train")
 
 
 # --- the cache -----------------------------------------------------------------------------------------------------

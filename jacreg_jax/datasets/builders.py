@@ -61,7 +61,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """Path of an original file, from manual_dir or downloaded, after its digest has been checked."""
         path = self.manual_dir and self.manual_dir / name
         if not (path and path.exists()):
-            path = Path(dl_manager.download(self.URL + name))
+            path = self._download(self.URL + name, dl_manager)
         algorithm, expected = self.DIGESTS[name].split(":")
         with path.open("rb") as file:
             found = hashlib.file_digest(file, algorithm).hexdigest()
@@ -71,6 +71,15 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"Delete it and try again, or get it from {self.URL + name}"
             )
         return path
+
+    def _download(self, url, dl_manager) -> Path:
+        try:
+            return Path(dl_manager.download(url))
+        except (OSError, tfds.download.DownloadError) as error:
+            raise ConnectionError(
+                f"could not download {url} ({error}). Put the original files {', '.join(self.DIGESTS)} into a folder "
+                f"and run jacreg_jax.datasets.prepare({self.name!r}, data_dir, manual_dir=that_folder)"
+            ) from error
 
 
 class Mnist(ArrayBuilder, skip_registration=True):

@@ -75,6 +75,7 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None, manual_dir: st
 
     Raises:
         ValueError: unknown name, or a file that is not the original one.
+        ConnectionError: a file could not be downloaded; tried for some minutes.
         ImportError: the extra `datasets` is not installed.
     """
     _check_name(name, DATASETS[1:])
