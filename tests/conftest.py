@@ -6,6 +6,7 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "agg")
+os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".jax_cache")  # decoded datasets
 
 import jax
 

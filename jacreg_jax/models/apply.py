@@ -1,5 +1,6 @@
 """A flax.linen module as the pure functions that training and evaluation take."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -32,26 +33,22 @@ def eval_mode(module: nn.Module) -> Callable:
     return apply
 
 
-def predictor(module: nn.Module, params, model_state=None) -> Callable:
+def predictor(module: nn.Module, params, model_state=None, *, preprocess: Callable | None = None) -> Callable:
     """f(x) -> logits in eval mode, as attacks and evaluation take it.
 
     The function is a pytree of its parameters (`jax.tree_util.Partial`): pass it through jit as an argument and new
-    parameters do not recompile.
+    parameters do not recompile. With preprocess, such as `datasets.MNIST.normalize`, it takes raw pixels.
     """
-    return jax.tree_util.Partial(_Predict(module), params, model_state or {})
+    return jax.tree_util.Partial(_Predict(module, preprocess), params, model_state or {})
 
 
+@dataclasses.dataclass(frozen=True)
 class _Predict:
-    """Hashable by module, so that two predictors of one module share a compiled program."""
+    """Equal for equal modules, so that predictors of one module share a compiled program."""
 
-    def __init__(self, module):
-        self.module = module
+    module: nn.Module
+    preprocess: Callable | None
 
     def __call__(self, params, model_state, x):
+        x = self.preprocess(x) if self.preprocess else x
         return self.module.apply({"params": params, **model_state}, x, train=False)
-
-    def __eq__(self, other):
-        return isinstance(other, _Predict) and self.module == other.module
-
-    def __hash__(self):
-        return hash(self.module)
