@@ -2,7 +2,7 @@ PYTHON ?= python3
 DATASET ?= digits
 BIN := .venv/bin
 
-.PHONY: venv peers demo test check-slow lint format bench notebooks docs lock clean
+.PHONY: venv peers demo test check-slow lint format report notebooks lock clean
 
 venv: .venv/.done  ## the environment with all that the tests need, from the lock file
 
@@ -34,6 +34,16 @@ lint: .venv/.done
 format: .venv/.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+report: .venv/.done  ## tables and pages from the committed results; trains nothing
+	$(BIN)/python -m experiments.report
+
+notebooks: .venv/.done  ## the .ipynb for Colab from the .py
+	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
+
+lock:  ## needs uv; hashes, and no addresses
+	uv pip compile pyproject.toml --extra experiments --extra notebooks --extra interop --group dev \
+	  --universal --generate-hashes --no-emit-index-url --no-header -p 3.11 -o requirements.lock
 
 clean:
 	rm -rf .venv .jax_cache build dist site

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import plots, record, runner
+from experiments import plots, record, report, runner
 from jacreg_jax import attacks, datasets, decision_cells, evaluation, exact_frobenius_sq, training
 from jacreg_jax.models import LeNet, initialize, predictor, train_mode
 
@@ -46,6 +46,7 @@ class Config:
     """Also write to experiments/results."""
 
 
+NAMES = {"plain": "without regularization", "Jacobian": "with Jacobian regularization"}
 MAX_EXTENT = 20.0  # L2 distance in raw pixels up to which a boundary is looked for
 
 QUICK = {"num_steps": 60, "num_attacked": 40, "sigmas": (0.2,), "epsilons": (16 / 255,)}
@@ -106,39 +107,33 @@ def evaluate(config: Config, module, params, images, labels) -> dict:
     }
 
 
-def table(result: dict) -> str:
-    """The comparison as a markdown table."""
-    models = result["models"]
-    percent = lambda values: [f"{100 * v:.1f} %" for v in values]
-    rows = [
-        ["clean accuracy", *percent(m["accuracy"] for m in models.values())],
-        ["mean norm of the Jacobian", *(f"{m['jacobian_norm']['mean']:.2f}" for m in models.values())],
-    ]
-    for kind, label in (("noise", "accuracy, white noise sigma = "), ("pgd", "accuracy, PGD epsilon = ")):
-        for size in models["plain"][kind]:
-            rows.append([label + size, *percent(m[kind][size] for m in models.values())])
-    return plots.table([f"LeNet', {result['config']['dataset']}", *models], rows)
-
-
-def figure(trained: dict, image, label, key) -> plt.Figure:
-    """The test digit, and the decision cells of each model in one random plane through it."""
-    plane = decision_cells.random_plane(image, key)
-    figure, axes = plt.subplots(1, 3, figsize=(12, 4.6), width_ratios=(0.5, 1, 1))
-    plots.draw_image(axes[0], image, f"test digit, label {int(label)}")
+def figure(trained: dict, image, label) -> plt.Figure:
+    """The test digit, and each model's decision cells in the plane of the two models' adversarial directions."""
     functions = {
         name: predictor(module, params, preprocess=datasets.MNIST.normalize)
         for name, (module, params) in trained.items()
     }
+    attacked = [attack_direction(f, image, label) for f in functions.values()]
+    plane = decision_cells.adversarial_plane(image, *attacked)
     radii = {name: boundary(f, plane) for name, f in functions.items()}
-    extent = float(np.clip(1.5 * max([r for r in radii.values() if np.isfinite(r)], default=10.0), 4, MAX_EXTENT))
+    extent = float(np.clip(1.5 * max((r for r in radii.values() if np.isfinite(r)), default=6.0), 3, MAX_EXTENT))
+    figure, axes = plt.subplots(1, 3, figsize=(12, 4.8), width_ratios=(0.5, 1, 1))
+    plots.draw_image(axes[0], image, f"test digit, label {int(label)}")
     seen = []
     for axis, (name, f) in zip(axes[1:], functions.items(), strict=True):
         cells = jax.device_get(decision_cells.decision_cells(f, plane, extent=extent))
         seen.append(cells.classes)
-        plots.draw_cells(axis, cells.classes, cells.confidence, extent, radii[name], name)
+        plots.draw_cells(axis, cells.classes, cells.confidence, extent, radii[name], NAMES[name])
     plots.class_legend(figure, np.stack(seen))
-    figure.subplots_adjust(bottom=0.25)
+    figure.suptitle("Decision cells in the plane of the two models' adversarial directions (PGD, L2)")
+    figure.subplots_adjust(bottom=0.25, top=0.8)
     return figure
+
+
+def attack_direction(f, image, label):
+    """The image after L2 PGD, fooled or not."""
+    options = {"epsilon": 4.0, "step_size": 0.1, "num_steps": 100, "norm": "l2"}
+    return attacks.pgd(f, image[None], label[None], **options).x_adv[0]
 
 
 def boundary(f, plane) -> float:
@@ -160,11 +155,11 @@ def run(config: Config) -> dict:
     seconds = round(time.perf_counter() - start, 1)
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data_dir", "commit")}
     result = {"config": settings, "models": models, "environment": record.environment(), "seconds": seconds}
-    print("\n" + table(result))
+    print("\n" + report.demo_table(result))
 
     both_right = correct_by_all(trained, test_images[:100], test_labels[:100])
     chosen = int(np.argmax(both_right))
-    drawing = figure(trained, test_images[chosen], test_labels[chosen], jax.random.key(config.seed + 3))
+    drawing = figure(trained, test_images[chosen], test_labels[chosen])
     for folder in [record.RUNS / "demo", *([record.RESULTS] if config.commit else [])]:
         record.write_json(folder / f"demo_{config.dataset}.json", result)
         record.save_figure(drawing, folder / f"demo_{config.dataset}.png")

@@ -21,7 +21,8 @@ class Plane(NamedTuple):
     def points(self, coordinates: jax.Array) -> jax.Array:
         """Samples at coordinates [N, 2]; [N, ...]."""
         spread = lambda c: c.reshape(-1, *(1,) * self.origin.ndim)
-        return self.origin[None] + spread(coordinates[:, 0]) * self.first + spread(coordinates[:, 1]) * self.second
+        a, b = spread(coordinates[:, 0]), spread(coordinates[:, 1])
+        return self.origin[None] + a * self.first[None] + b * self.second[None]
 
 
 class Cells(NamedTuple):
@@ -82,7 +83,7 @@ def boundary_distance(
     directions = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)  # [A, 2]
     radii = jnp.linspace(0, extent, num_radii + 1)
     own = jnp.argmax(f(plane.origin[None]), -1)[0]
-    grid = (radii[1:, None, None] * directions).reshape(-1, 2)
+    grid = (radii[1:, None, None] * directions[None]).reshape(-1, 2)
     changed = (jnp.argmax(_at(f, plane, grid, batch_size), -1) != own).reshape(num_radii, num_rays)
     first = jnp.argmax(changed, axis=0)  # index into radii[1:]
 

@@ -52,7 +52,9 @@ normalize = datasets.MNIST.normalize
 def init(key, sizes=(64, 128, 64, 10)):
     keys = jax.random.split(key, len(sizes) - 1)
     pairs = zip(sizes[:-1], sizes[1:], strict=True)
-    return [(jax.random.normal(k, (m, n)) / jnp.sqrt(m), jnp.zeros((1, n))) for k, (m, n) in zip(keys, pairs, strict=True)]
+    return [
+        (jax.random.normal(k, (m, n)) / jnp.sqrt(m), jnp.zeros((1, n))) for k, (m, n) in zip(keys, pairs, strict=True)
+    ]
 
 
 def model(params, x):
@@ -100,7 +102,7 @@ def train(lambda_jr, num_steps=1500, batch_size=100):
 
 
 models = {}
-for name, lambda_jr in (("plain", 0.0), ("Jacobian", 0.05)):
+for name, lambda_jr in (("plain", 0.0), ("Jacobian", 0.1)):
     models[name], seconds = train(lambda_jr)
     print(f"{name:10s} {1e3 * seconds:.2f} ms a step")
 
@@ -134,7 +136,9 @@ for name, params in models.items():
     norm = jnp.sqrt(exact_frobenius_sq(f, normalize(test_raw))).mean()
     raw_f = datasets.MNIST.wrap(f)
     clean = jnp.mean(jnp.argmax(raw_f(test_raw), 1) == test_labels)
-    pgd = lambda epsilon, f=raw_f: attacks.pgd(f, test_raw, test_labels, epsilon=epsilon, step_size=epsilon / 8, num_steps=40)
+    pgd = lambda epsilon, f=raw_f: attacks.pgd(
+        f, test_raw, test_labels, epsilon=epsilon, step_size=epsilon / 8, num_steps=40
+    )
     robust = [1 - jax.jit(pgd)(epsilon).success.mean() for epsilon in (0.05, 0.1, 0.15)]
     scores = ", ".join(f"{r:.1%}" for r in robust)
     print(f"{name:10s} mean ||J||_F {norm:6.2f}   clean {clean:.1%}   PGD at 0.05, 0.10, 0.15: {scores}")
@@ -144,3 +148,16 @@ for name, params in models.items():
 # A random plane through one test digit: colours are predicted classes, the circle reaches to the nearest boundary.
 
 # %%
+plane = decision_cells.random_plane(test_raw[0], jax.random.key(4))
+figure, axes = plt.subplots(1, 2, figsize=(9, 4))
+for axis, (name, params) in zip(axes, models.items(), strict=True):
+    raw_f = datasets.MNIST.wrap(lambda x, params=params: model(params, x))
+    cells = decision_cells.decision_cells(raw_f, plane, extent=4.0)
+    radius = decision_cells.boundary_distance(raw_f, plane, extent=4.0)
+    axis.imshow(
+        cells.classes, origin="lower", extent=(-4, 4, -4, 4), cmap="tab10", vmin=0, vmax=9, alpha=cells.confidence
+    )
+    axis.plot(0, 0, "ko")
+    axis.add_patch(plt.Circle((0, 0), radius, fill=False))
+    axis.set(title=f"{name}: nearest boundary at {radius:.2f}", xlabel="L2 distance in raw pixels")
+plt.show()

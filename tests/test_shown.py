@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import __main__ as command_line, record, runner
+from experiments import __main__ as command_line, record, report, runner
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -80,3 +80,11 @@ def test_environment_names_what_a_result_depends_on():
     found = record.environment()
     assert found["jax"] == jax.__version__
     assert found["device_count"] == 8
+
+
+@pytest.mark.parametrize("page", report.PAGES)
+def test_pages_are_what_the_committed_results_say(page):
+    """Every number between the marks comes from a result: `make report` changes nothing."""
+    text = (ROOT / page).read_text()
+    assert "<!-- results:" in text
+    assert report.rebuild(text) == text, "run `make report`"

@@ -80,7 +80,7 @@ def check_inputs(x, y, bounds, *, norm: str | None = None, **non_negative) -> No
         raise ValueError(f"norm must be 'linf' or 'l2', got {norm!r}")
     low, high = bounds
     if not isinstance(x, jax.core.Tracer) and x.size:
-        least, most = float(np.min(x)), float(np.max(x))
+        least, most = float(np.asarray(x).min()), float(np.asarray(x).max())
         if not (low - 1e-6 <= least and most <= high + 1e-6):
             raise ValueError(f"x must lie in bounds ({low}, {high}), got values from {least} to {most}")
     for name, value in non_negative.items():

@@ -1,0 +1,69 @@
+"""Tables from the committed results: `make report` rebuilds every number shown, and trains nothing.
+
+A page holds `<!-- results:NAME -->` ... `<!-- /results:NAME -->`; what stands between is replaced.
+"""
+
+import json
+import re
+from pathlib import Path
+
+from experiments import plots, record
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = ("README.md",)
+
+
+def demo_table(result: dict) -> str:
+    """The two models of the demo side by side, as a markdown table."""
+    models = result["models"]
+    percent = lambda values: [f"{100 * v:.1f} %" for v in values]
+    rows = [
+        ["clean accuracy", *percent(m["accuracy"] for m in models.values())],
+        ["mean norm of the Jacobian", *(f"{m['jacobian_norm']['mean']:.2f}" for m in models.values())],
+    ]
+    for kind, label in (("noise", "accuracy, white noise sigma = "), ("pgd", "accuracy, PGD epsilon = ")):
+        for size in models["plain"][kind]:
+            rows.append([label + size, *percent(m[kind][size] for m in models.values())])
+    return plots.table([f"LeNet', {result['config']['dataset']}", *models], rows)
+
+
+def demo() -> str:
+    """Both data sets of the demo, each with the command that made it."""
+    parts = []
+    for name in ("digits", "mnist"):
+        path = record.RESULTS / f"demo_{name}.json"
+        if not path.exists():
+            parts.append(f"{name}: not run")
+            continue
+        result = json.loads(path.read_text())
+        config = result["config"]
+        parts.append(
+            f"`make demo DATASET={name}`: {config['num_steps']:,} steps of {config['batch_size']}, "
+            f"lambda_jr = {config['lambda_jr']:g}, one seed; noise and PGD on {config['num_attacked']} test images.\n\n"
+            + demo_table(result)
+            + f"\n\n![Decision cells of both models around a test digit](experiments/results/demo_{name}.png)"
+        )
+    return "\n\n".join(parts)
+
+
+BLOCKS = {"demo": demo}
+
+
+def rebuild(text: str) -> str:
+    """The page with every block made anew."""
+    for name, make in BLOCKS.items():
+        pattern = re.compile(f"(<!-- results:{name} -->\n).*?(<!-- /results:{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text)
+    return text
+
+
+def main():
+    """Write the pages."""
+    for page in PAGES:
+        path = ROOT / page
+        path.write_text(rebuild(path.read_text()))
+        print(f"wrote {page}")
+
+
+if __name__ == "__main__":
+    main()

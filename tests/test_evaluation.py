@@ -1,0 +1,104 @@
+"""evaluation.py: padding never counts, batches never matter, distances read as documented."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jacreg_jax as jr
+from jacreg_jax import attacks, evaluation
+from tests.conftest import mlp, mlp_params
+
+
+@pytest.fixture
+def problem(key):
+    """(f, x, y): 23 samples in [0, 1], a perceptron as a pytree of its parameters, about half of them right."""
+    params = mlp_params(key, (6, 8, 3))
+    x = jax.random.uniform(key, (23, 6))
+    f = jax.tree_util.Partial(mlp, params)
+    y = jnp.where(jnp.arange(23) % 2 == 0, jnp.argmax(f(x), 1), 0)
+    return f, x, y
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 23, 100])
+def test_accuracy_in_any_batches(problem, batch_size):
+    f, x, y = problem
+    expected = np.mean(np.argmax(f(x), 1) == np.asarray(y))
+    assert evaluation.accuracy(f, x, y, batch_size=batch_size) == pytest.approx(expected)
+    assert evaluation.accuracy(lambda x: f(x), x, y, batch_size=batch_size) == pytest.approx(expected)
+
+
+def test_jacobian_norms(problem):
+    f, x, _ = problem
+    norms = evaluation.jacobian_norms(jr.exact_frobenius_sq, f, x, batch_size=5)
+    np.testing.assert_allclose(norms, np.sqrt(jr.exact_frobenius_sq(f, x)), rtol=1e-5)
+    summary = evaluation.norm_summary(norms)
+    assert summary["mean"] == pytest.approx(norms.mean(), rel=1e-6)
+    assert summary["rms"] == pytest.approx(np.sqrt((norms**2).mean()), rel=1e-6)
+    assert summary["rms"] > summary["mean"]
+
+
+def noise(f, x, y, keys, sigma):
+    return attacks.white_noise(f, x, y, keys, sigma=sigma)
+
+
+def test_attack_in_any_batches(problem, key):
+    """The noise of a sample follows its index, not its place in a batch."""
+    f, x, y = problem
+    results = [evaluation.run_attack(noise, f, x, y, key, 0.3, batch_size=b) for b in (4, 23)]
+    np.testing.assert_allclose(results[0].x_adv, results[1].x_adv, atol=1e-6)
+    whole = attacks.white_noise(f, x, y, key, sigma=0.3)
+    np.testing.assert_allclose(results[0].x_adv, whole.x_adv, atol=1e-6)
+    other = evaluation.run_attack(noise, f, x, y, jax.random.key(5), 0.3)
+    assert not np.allclose(other.x_adv, whole.x_adv)
+
+
+def test_compiles_once_for_all_batches_parameters_and_sizes(problem, key):
+    _, x, y = problem
+    attack = chex.assert_max_traces(noise, n=1)
+    for seed in (1, 2):
+        other = jax.tree_util.Partial(mlp, mlp_params(jax.random.key(seed), (6, 8, 3)))
+        evaluation.run_attack(attack, other, x, y, key, 0.1 * seed, batch_size=5)
+
+
+def test_progress_sees_every_batch(problem):
+    f, x, _ = problem
+    seen = []
+
+    def progress(batches):
+        for batch in batches:
+            seen.append(batch)
+            yield batch
+
+    evaluation.map_batches(lambda f, x: f(x), f, x, batch_size=5, progress=progress)
+    assert len(seen) == 5
+
+
+def test_fooling_curve_and_robust_accuracy():
+    distances = np.array([0.0, 0.5, 1.0, np.inf])
+    np.testing.assert_allclose(evaluation.fooling_curve(distances, [0, 0.4, 0.5, 2]), [0.25, 0.25, 0.5, 0.75])
+    assert evaluation.robust_accuracy(distances, 0.6) == 0.5
+    assert evaluation.robust_accuracy(distances, 0) == 0.75
+    for bad in ([np.nan], [-1.0]):
+        with pytest.raises(ValueError, match="distances must be 0 or positive"):
+            evaluation.fooling_curve(bad, [0])
+
+
+def test_median_distance():
+    rng = np.random.default_rng(0)
+    sample = evaluation.median_distance(rng.exponential(size=2001))
+    assert sample["low"] < np.log(2) < sample["high"]
+    assert sample["high"] - sample["low"] < 0.15
+    assert evaluation.median_distance([1.0, np.inf, np.inf])["median"] == np.inf
+    assert evaluation.median_distance([1.0, 2.0, np.inf])["median"] == 2
+
+
+def test_bad_input(problem):
+    f, x, y = problem
+    with pytest.raises(ValueError, match=r"same number of samples.*\[23, 3\]"):
+        evaluation.accuracy(f, x, y[:3])
+    with pytest.raises(ValueError, match=r"at least one; got \[0, 0\]"):
+        evaluation.accuracy(f, x[:0], y[:0])
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        evaluation.accuracy(f, x, y, batch_size=0)
