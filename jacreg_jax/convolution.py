@@ -39,6 +39,13 @@ class Geometry(NamedTuple):
         sizes = zip(self.input, self.kernel, self.strides, self.padding, strict=True)
         return tuple((n + sum(pad) - k) // s + 1 for n, k, s, pad in sizes)
 
+    @property
+    def turned(self) -> "Geometry":
+        """Of the input form at stride 1, as a convolution of the output's cotangent."""
+        ends = zip(self.input, self.output, self.kernel, self.padding, strict=True)
+        padding = tuple((k - 1 - low, n - m + low) for n, m, k, (low, _) in ends)
+        return Geometry(self.output, self.kernel, (1, 1), padding)
+
 
 def conv_general_dilated(
     lhs,
@@ -195,7 +202,9 @@ def _merge(a, dim, axis):
 
 
 def _lax_form(a, b, *, result, geometry, precision):
-    """XLA's own convolution, and its own transposes."""
+    """XLA's own convolution and its own transposes, over leading dimensions by vmap."""
+    if a.ndim > 4:
+        return jax.vmap(partial(_lax_form, result=result, geometry=geometry, precision=precision))(a, b)
     convolve = partial(
         lax.conv_general_dilated,
         window_strides=geometry.strides,
@@ -203,59 +212,159 @@ def _lax_form(a, b, *, result, geometry, precision):
         dimension_numbers=NHWC,
         precision=precision,
     )
-    return _realise(convolve, a, b, result, geometry)
+    if result == "output":
+        return convolve(a, b)
+    linear = (lambda x: convolve(x, a)) if result == "input" else (lambda w: convolve(a, w))
+    return _transposed(linear, _shape(result, geometry, a.shape, b.shape), b)
+
+
+def _transposed(linear, shape, ct):
+    """The transpose of a linear function of an array of this shape, at ct."""
+    like, _ = _vary_alike(jnp.zeros(shape, ct.dtype), ct)
+    return jax.linear_transpose(linear, like)(ct)[0]
 
 
 def _matmul_form(a, b, *, result, geometry, precision):
-    """Matmuls."""
-    return _realise(partial(_toeplitz, geometry=geometry, precision=precision), a, b, result, geometry)
+    """Matmuls on the patches of a block of samples at a time, so that patches stay in cache and are never stored."""
+    form = partial(_MATMUL_FORMS[result], geometry=geometry, precision=precision)
+    for _ in range(a.ndim - 4):
+        form = jax.vmap(form)
+    return form(a, b)
 
 
-def _realise(convolve, a, b, result, geometry):
-    """The form, from a function (x, w) -> y: itself or one of its transposes, over leading dimensions by vmap."""
-    if a.ndim > 4:
-        return jax.vmap(partial(_realise, convolve, result=result, geometry=geometry))(a, b)
-    if result == "output":
-        return convolve(a, b)
-    wanted, _ = _vary_alike(jnp.zeros(_shape(result, geometry, a.shape, b.shape), a.dtype), a)
-    linear = partial(lambda w, x: convolve(x, w), a) if result == "input" else partial(convolve, a)
-    return jax.linear_transpose(linear, wanted)(b)[0]
+def _matmul_output(x, w, *, geometry, precision):
+    """y = patches(x) @ band(w)."""
+    tiling = Tiling.of(geometry, x.shape[-1])
+    band = tiling.band(w)
+
+    def block(x):
+        return tiling.untile(jnp.dot(tiling.patches(x), band, precision=precision), w.shape[-1])
+
+    return _map_blocks(block, tiling.patch_bytes(x), x)
 
 
-def _toeplitz(x, w, *, geometry, precision):
-    """Row-tiled Toeplitz matmul: t output columns at a time, from the k rows of (t - 1) s + k columns they see."""
-    (kh, kw), (sh, sw), (out_h, out_w) = geometry.kernel, geometry.strides, geometry.output
-    batch, channels, features = x.shape[0], x.shape[3], w.shape[3]
-    tile = _tile(out_w, channels)
-    tiles = -(-out_w // tile)
-    width = (tile - 1) * sw + kw
-    needed = ((out_h - 1) * sh + kh, (tiles - 1) * tile * sw + width)  # input rows and columns that are read
-    pads = [
-        (low, n - size - low, 0) for size, n, (low, _) in zip(geometry.input, needed, geometry.padding, strict=True)
-    ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
-    columns = [x[:, :, j * tile * sw : j * tile * sw + width] for j in range(tiles)]
-    x = columns[0][:, :, None] if tiles == 1 else jnp.stack(columns, axis=2)  # [B, H, tiles, width, C]
-    rows = [x[:, u : u + (out_h - 1) * sh + 1 : sh] for u in range(kh)]
-    x = rows[0][:, :, :, None] if kh == 1 else jnp.stack(rows, axis=3)  # [B, H', tiles, kh, width, C]
-    banded = jnp.einsum("tvp,uvco->upcto", _shifts(tile, kw, sw, x.dtype), w, precision=lax.Precision.HIGHEST)
-    y = jnp.dot(
-        x.reshape(batch * out_h * tiles, kh * width * channels),
-        banded.reshape(kh * width * channels, tile * features),
-        precision=precision,
-    )
-    return y.reshape(batch, out_h, tiles * tile, features)[:, :, :out_w]
+def _matmul_input(w, g, *, geometry, precision):
+    """Stride 1: the output form of g, padded in full, and the kernel turned by 180 degrees. Else patches^T(g @ band^T)."""
+    if geometry.strides == (1, 1):
+        turned = w[::-1, ::-1].swapaxes(2, 3)
+        return _matmul_output(g, turned, geometry=geometry.turned, precision=precision)
+    tiling = Tiling.of(geometry, w.shape[2])
+    band = tiling.band(w)
+
+    def block(g):
+        patches = jnp.dot(tiling.tile(g), band.T, precision=precision)
+        return _transposed(tiling.patches, (g.shape[0], *geometry.input, w.shape[2]), patches)
+
+    return _map_blocks(block, tiling.patch_bytes(g), g)
 
 
-def _shifts(tile: int, kernel: int, stride: int, dtype):
-    """[tile, kernel, width] of 0 and 1: output column t sees through kernel column v the input column s t + v."""
-    t, v, p = np.ogrid[:tile, :kernel, : (tile - 1) * stride + kernel]
-    return (p == stride * t + v).astype(dtype)
+def _matmul_kernel(x, g, *, geometry, precision):
+    """dw = band^T(patches(x)^T @ g), summed over blocks in at least float32."""
+    tiling = Tiling.of(geometry, x.shape[-1])
+    channels, features, dtype = x.shape[-1], g.shape[-1], x.dtype
+    wide = jnp.promote_types(dtype, jnp.float32)
+
+    def block(x, g):  # as (g^T patches)^T, the faster of the two orders
+        return jnp.dot(tiling.tile(g).T, tiling.patches(x), precision=precision, preferred_element_type=wide)
+
+    banded = _sum_blocks(block, tiling.patch_bytes(x), x, g)
+    return _transposed(tiling.band, (*geometry.kernel, channels, features), banded.T).astype(dtype)
 
 
-def _tile(out_w: int, channels: int) -> int:
-    """Columns at once: the band costs (t + k - 1) / k times the arithmetic and saves as much of the patch traffic."""
-    return min(out_w, 5 if channels <= 8 else 1)
+_MATMUL_FORMS = {"output": _matmul_output, "input": _matmul_input, "kernel": _matmul_kernel}
+
+
+class Tiling(NamedTuple):
+    """Row-tiled Toeplitz form of a convolution: t output columns at once from the k rows of columns that they see.
+
+    patches(x) [rows, K] @ band(w) [K, t O], K = k_h ((t - 1) s + k_w) C. Against im2col, which is t = 1, the band costs
+    ((t - 1) s + k_w) / k_w times the arithmetic and moves that over t of the patch bytes: it pays for few channels.
+    """
+
+    geometry: Geometry
+    columns: int
+
+    @classmethod
+    def of(cls, geometry: Geometry, channels: int) -> "Tiling":
+        return cls(geometry, min(geometry.output[1], 4 if channels <= 8 else 1))
+
+    @property
+    def tiles(self) -> int:
+        return -(-self.geometry.output[1] // self.columns)
+
+    @property
+    def width(self) -> int:
+        return (self.columns - 1) * self.geometry.strides[1] + self.geometry.kernel[1]
+
+    def patch_bytes(self, x) -> int:
+        """Of one sample."""
+        (kh, _), (out_h, _) = self.geometry.kernel, self.geometry.output
+        return out_h * self.tiles * kh * self.width * x.shape[-1] * x.dtype.itemsize
+
+    def patches(self, x):
+        """[n, H, W, C] -> [n H' tiles, k_h width C]."""
+        (kh, _), (sh, sw), (out_h, _) = self.geometry.kernel, self.geometry.strides, self.geometry.output
+        step = self.columns * sw
+        read = ((out_h - 1) * sh + kh, (self.tiles - 1) * step + self.width)
+        sizes = zip(self.geometry.input, read, self.geometry.padding, strict=True)
+        pads = [(low, n - size - low, 0) for size, n, (low, _) in sizes]
+        x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+        rows = [slice(u, u + (out_h - 1) * sh + 1, sh) for u in range(kh)]
+        if self.columns == 1:
+            across = [slice(v, v + (self.tiles - 1) * sw + 1, sw) for v in range(self.width)]
+            x = jnp.concatenate([x[:, row, column] for row in rows for column in across], axis=-1)
+            return x.reshape(-1, x.shape[-1])
+        x = jnp.stack([x[:, :, j * step : j * step + self.width] for j in range(self.tiles)], axis=2)
+        x = jnp.stack([x[:, row] for row in rows], axis=3)
+        return x.reshape(-1, kh * self.width * x.shape[-1])
+
+    def band(self, w):
+        """[k_h, k_w, C, O] -> [k_h width C, t O]: the kernel at each of the t places it takes in the width."""
+        kh, kw, channels, features = w.shape
+        t, v, p = np.ogrid[: self.columns, :kw, : self.width]
+        places = (p == t * self.geometry.strides[1] + v).astype(w.dtype)
+        band = jnp.einsum("tvp,uvco->upcto", places, w, precision=lax.Precision.HIGHEST)
+        return band.reshape(kh * self.width * channels, self.columns * features)
+
+    def tile(self, y):
+        """[n, H', W', O] -> [n H' tiles, t O], columns filled up with zeros."""
+        fill = self.tiles * self.columns - self.geometry.output[1]
+        return jnp.pad(y, ((0, 0), (0, 0), (0, fill), (0, 0))).reshape(-1, self.columns * y.shape[-1])
+
+    def untile(self, y, features: int):
+        """The inverse of tile."""
+        out_h, out_w = self.geometry.output
+        return y.reshape(-1, out_h, self.tiles * self.columns, features)[:, :, :out_w]
+
+
+BLOCK_BYTES = 2**22  # of patches: about what the second-level cache and a share of the third hold
+
+
+def _blocks(sample_bytes: int, *arrays):
+    """Arrays [B, ...] as [blocks, n, ...], filled up with zero samples where no near number divides B."""
+    batch = arrays[0].shape[0]
+    fewest = max(1, -(-batch * sample_bytes // BLOCK_BYTES))
+    fewest = min(fewest, batch)
+    blocks = next((k for k in range(fewest, min(2 * fewest, batch) + 1) if batch % k == 0), fewest)
+    size = -(-batch // blocks)
+    fill = blocks * size - batch
+    if fill:
+        arrays = [jnp.pad(a, ((0, fill),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
+    return [a.reshape(blocks, size, *a.shape[1:]) for a in arrays]
+
+
+def _map_blocks(f, sample_bytes: int, x):
+    (blocks,) = _blocks(sample_bytes, x)
+    y = f(blocks[0])[None] if len(blocks) == 1 else lax.map(f, blocks)
+    return y.reshape(-1, *y.shape[2:])[: x.shape[0]]
+
+
+def _sum_blocks(f, sample_bytes: int, *arrays):
+    blocks = _blocks(sample_bytes, *arrays)
+    first = [a[0] for a in blocks]
+    if len(blocks[0]) == 1:
+        return f(*first)
+    return lax.scan(lambda total, block: (total + f(*block), None), f(*first), [a[1:] for a in blocks])[0]
 
 
 convolution_p.def_impl(jax.jit(convolution_p.bind, static_argnames=("result", "geometry", "precision")))
