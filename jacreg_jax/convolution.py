@@ -244,7 +244,7 @@ def _matmul_output(x, w, *, geometry, precision):
 
 
 def _matmul_input(w, g, *, geometry, precision):
-    """Stride 1: the output form of g, padded in full, and the kernel turned by 180 degrees. Else patches^T(g @ band^T)."""
+    """Stride 1: the output form of g, padded in full, and the kernel turned. Else patches^T(g @ band^T)."""
     if geometry.strides == (1, 1):
         turned = w[::-1, ::-1].swapaxes(2, 3)
         return _matmul_output(g, turned, geometry=geometry.turned, precision=precision)
@@ -286,14 +286,17 @@ class Tiling(NamedTuple):
 
     @classmethod
     def of(cls, geometry: Geometry, channels: int) -> "Tiling":
+        """The tiling for a number of input channels: wide where there are few."""
         return cls(geometry, min(geometry.output[1], 4 if channels <= 8 else 1))
 
     @property
     def tiles(self) -> int:
+        """How many tiles cover a row of the output."""
         return -(-self.geometry.output[1] // self.columns)
 
     @property
     def width(self) -> int:
+        """Input columns that one tile sees."""
         return (self.columns - 1) * self.geometry.strides[1] + self.geometry.kernel[1]
 
     def patch_bytes(self, x) -> int:
