@@ -145,17 +145,23 @@ def test_zero_gradient_is_reported(key):
 
 
 def test_a_confident_model_does_not_look_robust(problem):
-    """Logits times 1000: the naive cross-entropy loses its gradient, the stable one and the margin agree."""
+    """Logits times 1000: both cross-entropies lose their gradient, the log odds and the margin agree."""
     f, x, y = problem
     confident = lambda x: 1000 * f(x)
     naive = lambda z, y: -jnp.take_along_axis(jax.nn.log_softmax(z), y[:, None], 1)[:, 0]
     shares = {
         name: attacks.fgsm(confident, x, y, epsilon=0.15, loss=loss).success.mean()
-        for name, loss in {"stable": losses.cross_entropy, "margin": losses.margin, "naive": naive}.items()
+        for name, loss in {"log odds": losses.log_odds, "margin": losses.margin, "naive": naive}.items()
     }
     assert attacks.fgsm(confident, x, y, epsilon=0.15, loss=naive).grad_zero.mean() > 0.5
-    assert abs(shares["stable"] - shares["margin"]) <= 1 / 16
-    assert shares["stable"] > shares["naive"] + 0.2
+    assert abs(shares["log odds"] - shares["margin"]) <= 1 / 16
+    assert shares["log odds"] > shares["naive"] + 0.2
+
+
+def test_log_odds_have_the_direction_of_the_cross_entropy(problem):
+    f, x, y = problem
+    steps = [attacks.fgsm(f, x, y, epsilon=0.1, loss=loss).x_adv for loss in (losses.log_odds, losses.cross_entropy)]
+    assert (steps[0] == steps[1]).mean() > 0.99
 
 
 def test_losses(key):

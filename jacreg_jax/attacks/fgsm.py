@@ -5,16 +5,16 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax.attacks.losses import cross_entropy
+from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import AttackResult, check_inputs, finish, spread
 
 
-def loss_gradient(f: Callable, x, y, loss: Callable = cross_entropy) -> jax.Array:
+def loss_gradient(f: Callable, x, y, loss: Callable = log_odds) -> jax.Array:
     """D loss_a / d x_a of every sample; the sum over the batch, so that no sample sees the batch size."""
     return jax.grad(lambda x: jnp.sum(loss(f(x), y)))(x)
 
 
-def fgsm(f: Callable, x, y, key=None, *, epsilon, loss: Callable = cross_entropy, bounds=(0.0, 1.0)) -> AttackResult:
+def fgsm(f: Callable, x, y, key=None, *, epsilon, loss: Callable = log_odds, bounds=(0.0, 1.0)) -> AttackResult:
     """clip(x + epsilon * sign(d loss / d x)): one step of the gradient's sign.
 
     Args:
@@ -23,7 +23,7 @@ def fgsm(f: Callable, x, y, key=None, *, epsilon, loss: Callable = cross_entropy
         y: integer labels [B].
         key: not used; here for the common order of arguments.
         epsilon: size of the step in raw pixels, scalar or [B].
-        loss: per-sample loss of (logits, y); the stable cross-entropy.
+        loss: per-sample loss of (logits, y); the default has the cross-entropy's direction, see `losses.log_odds`.
         bounds: (low, high) of a pixel.
 
     Returns:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jacreg_jax.attacks.fgsm import loss_gradient
-from jacreg_jax.attacks.losses import cross_entropy
+from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import (
     AttackResult,
     Norm,
@@ -30,7 +30,7 @@ def pgd(
     num_steps: int,
     norm: Norm = "linf",
     random_start: bool = False,
-    loss: Callable = cross_entropy,
+    loss: Callable = log_odds,
     bounds=(0.0, 1.0),
 ) -> AttackResult:
     """num_steps of x <- project(x + step_size * direction), direction the gradient's sign or unit vector.
@@ -47,7 +47,7 @@ def pgd(
         num_steps: gradient steps.
         norm: "linf" or "l2".
         random_start: start from a uniform point of the ball.
-        loss: per-sample loss of (logits, y) to climb; the stable cross-entropy.
+        loss: per-sample loss of (logits, y); the default has the cross-entropy's direction, see `losses.log_odds`.
         bounds: (low, high) of a pixel.
 
     Returns:
