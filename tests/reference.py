@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 
 
-def jacobian_matrix(f, x):
+def jacobian_matrix(f, x, jac=jax.jacrev):
     """J of every sample, [B, C, I], one row of the batch at a time; pytrees in and out are laid side by side."""
     batch = jax.tree.leaves(x)[0].shape[0]
 
     def one(sample):
         single = lambda s: jax.tree.map(lambda z: z[0], f(jax.tree.map(lambda leaf: leaf[None], s)))
-        jacobian = jax.jacrev(single)(sample)
+        jacobian = jac(single)(sample)
         inputs = jax.tree.structure(sample)
         rows = []
         for z, per_input in zip(
@@ -24,6 +24,6 @@ def jacobian_matrix(f, x):
     return jnp.stack([one(jax.tree.map(lambda leaf: leaf[a], x)) for a in range(batch)])
 
 
-def frobenius_sq(f, x):
+def frobenius_sq(f, x, jac=jax.jacrev):
     """||J||_F^2 of every sample from the whole matrix."""
-    return jnp.sum(jacobian_matrix(f, x) ** 2, axis=(1, 2))
+    return jnp.sum(jacobian_matrix(f, x, jac) ** 2, axis=(1, 2))

@@ -34,11 +34,11 @@ def test_exact_equals_the_matrix(small_mlp, mode, chunk_size):
     np.testing.assert_allclose(exact, frobenius_sq(f, x), rtol=1e-5)
 
 
+@pytest.mark.parametrize("jac", [jax.jacrev, jax.jacfwd])
 @pytest.mark.parametrize("mode", ["reverse", "forward"])
-def test_exact_on_pytrees(pytree, mode):
-    np.testing.assert_allclose(
-        jr.exact_frobenius_sq(two_inputs, pytree, mode=mode), frobenius_sq(two_inputs, pytree), rtol=1e-5
-    )
+def test_exact_on_pytrees(pytree, mode, jac):
+    exact = jr.exact_frobenius_sq(two_inputs, pytree, mode=mode)
+    np.testing.assert_allclose(exact, frobenius_sq(two_inputs, pytree, jac), rtol=1e-5)
 
 
 def test_auto_takes_forward_where_inputs_are_fewer(key):
