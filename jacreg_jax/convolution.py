@@ -39,13 +39,6 @@ class Geometry(NamedTuple):
         sizes = zip(self.input, self.kernel, self.strides, self.padding, strict=True)
         return tuple((n + sum(pad) - k) // s + 1 for n, k, s, pad in sizes)
 
-    @property
-    def turned(self) -> "Geometry":
-        """Of the input form at stride 1, as a convolution of the output's cotangent."""
-        ends = zip(self.input, self.output, self.kernel, self.padding, strict=True)
-        padding = tuple((k - 1 - low, n - m + low) for n, m, k, (low, _) in ends)
-        return Geometry(self.output, self.kernel, (1, 1), padding)
-
 
 def conv_general_dilated(
     lhs,
@@ -225,7 +218,7 @@ def _transposed(linear, shape, ct):
 
 
 def _matmul_form(a, b, *, result, geometry, precision):
-    """Matmuls on the patches of a block of samples at a time, so that patches stay in cache and are never stored."""
+    """Matmuls on the patches of a block of samples at a time: y = P(x) w, dx = P^T(g w^T), dw = P(x)^T g."""
     form = partial(_MATMUL_FORMS[result], geometry=geometry, precision=precision)
     for _ in range(a.ndim - 4):
         form = jax.vmap(form)
@@ -233,42 +226,35 @@ def _matmul_form(a, b, *, result, geometry, precision):
 
 
 def _matmul_output(x, w, *, geometry, precision):
-    """y = patches(x) @ band(w)."""
-    tiling = Tiling.of(geometry, x.shape[-1])
+    tiling = Tiling.of(geometry, *w.shape[2:])
     band = tiling.band(w)
 
     def block(x):
-        return tiling.untile(jnp.dot(tiling.patches(x), band, precision=precision), w.shape[-1])
+        return tiling.untile(jnp.dot(tiling.patches(x), band, precision=precision))
 
-    return _map_blocks(block, tiling.patch_bytes(x), x)
+    return _map_blocks(block, tiling.block_size(x.dtype), x)
 
 
 def _matmul_input(w, g, *, geometry, precision):
-    """Stride 1: the output form of g, padded in full, and the kernel turned. Else patches^T(g @ band^T)."""
-    if geometry.strides == (1, 1):
-        turned = w[::-1, ::-1].swapaxes(2, 3)
-        return _matmul_output(g, turned, geometry=geometry.turned, precision=precision)
-    tiling = Tiling.of(geometry, w.shape[2])
+    tiling = Tiling.of(geometry, *w.shape[2:])
     band = tiling.band(w)
 
     def block(g):
         patches = jnp.dot(tiling.tile(g), band.T, precision=precision)
         return _transposed(tiling.patches, (g.shape[0], *geometry.input, w.shape[2]), patches)
 
-    return _map_blocks(block, tiling.patch_bytes(g), g)
+    return _map_blocks(block, tiling.block_size(w.dtype), g)
 
 
 def _matmul_kernel(x, g, *, geometry, precision):
-    """dw = band^T(patches(x)^T @ g), summed over blocks in at least float32."""
-    tiling = Tiling.of(geometry, x.shape[-1])
-    channels, features, dtype = x.shape[-1], g.shape[-1], x.dtype
-    wide = jnp.promote_types(dtype, jnp.float32)
+    tiling = Tiling.of(geometry, x.shape[-1], g.shape[-1])
+    wide = jnp.promote_types(x.dtype, jnp.float32)  # sum over blocks without rounding in between
 
-    def block(x, g):  # as (g^T patches)^T, the faster of the two orders
+    def block(x, g):  # (g^T P)^T, the faster order
         return jnp.dot(tiling.tile(g).T, tiling.patches(x), precision=precision, preferred_element_type=wide)
 
-    banded = _sum_blocks(block, tiling.patch_bytes(x), x, g)
-    return _transposed(tiling.band, (*geometry.kernel, channels, features), banded.T).astype(dtype)
+    band = _sum_blocks(block, tiling.block_size(x.dtype), x, g).T
+    return _transposed(tiling.band, (*geometry.kernel, *tiling.channels), band).astype(x.dtype)
 
 
 _MATMUL_FORMS = {"output": _matmul_output, "input": _matmul_input, "kernel": _matmul_kernel}
@@ -278,31 +264,37 @@ class Tiling(NamedTuple):
     """Row-tiled Toeplitz form of a convolution: t output columns at once from the k rows of columns that they see.
 
     patches(x) [rows, K] @ band(w) [K, t O], K = k_h ((t - 1) s + k_w) C. Against im2col, which is t = 1, the band costs
-    ((t - 1) s + k_w) / k_w times the arithmetic and moves that over t of the patch bytes: it pays for few channels.
+    ((t - 1) s + k_w) / k_w times the arithmetic and moves that over t of the patch bytes: it pays for few channels,
+    whose matmuls would be too thin to be bound by arithmetic.
     """
 
     geometry: Geometry
+    channels: tuple[int, int]
     columns: int
 
     @classmethod
-    def of(cls, geometry: Geometry, channels: int) -> "Tiling":
-        """The tiling for a number of input channels: wide where there are few."""
-        return cls(geometry, min(geometry.output[1], 4 if channels <= 8 else 1))
+    def of(cls, geometry: Geometry, *channels: int) -> "Tiling":
+        """The tiling for C input and O output channels; t O of 24 or more fills the vector registers."""
+        columns = max(2, -(-24 // channels[1])) if _is_narrow(*channels) else 1
+        return cls(geometry, channels, min(geometry.output[1], columns))
 
     @property
     def tiles(self) -> int:
-        """How many tiles cover a row of the output."""
+        """Of t columns in a row of the output."""
         return -(-self.geometry.output[1] // self.columns)
 
     @property
     def width(self) -> int:
-        """Input columns that one tile sees."""
+        """Input columns that a tile sees."""
         return (self.columns - 1) * self.geometry.strides[1] + self.geometry.kernel[1]
 
-    def patch_bytes(self, x) -> int:
-        """Of one sample."""
-        (kh, _), (out_h, _) = self.geometry.kernel, self.geometry.output
-        return out_h * self.tiles * kh * self.width * x.shape[-1] * x.dtype.itemsize
+    def block_size(self, dtype) -> int:
+        """Samples whose patches stay in cache, and outweigh the kernel that every block reads again."""
+        (kh, kw), (out_h, _) = self.geometry.kernel, self.geometry.output
+        sample = out_h * self.tiles * kh * self.width * self.channels[0]
+        kernel = kh * kw * self.channels[0] * self.channels[1]
+        limit = 2**23 if _is_narrow(*self.channels) else 2**21
+        return max(1, max(limit // dtype.itemsize, 2 * kernel) // sample)
 
     def patches(self, x):
         """[n, H, W, C] -> [n H' tiles, k_h width C]."""
@@ -334,40 +326,42 @@ class Tiling(NamedTuple):
         fill = self.tiles * self.columns - self.geometry.output[1]
         return jnp.pad(y, ((0, 0), (0, 0), (0, fill), (0, 0))).reshape(-1, self.columns * y.shape[-1])
 
-    def untile(self, y, features: int):
+    def untile(self, y):
         """The inverse of tile."""
         out_h, out_w = self.geometry.output
-        return y.reshape(-1, out_h, self.tiles * self.columns, features)[:, :, :out_w]
+        return y.reshape(-1, out_h, self.tiles * self.columns, self.channels[1])[:, :, :out_w]
 
 
-BLOCK_BYTES = 2**22  # of patches: about what the second-level cache and a share of the third hold
+def _is_narrow(channels: int, features: int) -> bool:
+    return channels * features <= 256
 
 
-def _blocks(sample_bytes: int, *arrays):
-    """Arrays [B, ...] as [blocks, n, ...], filled up with zero samples where no near number divides B."""
-    batch = arrays[0].shape[0]
-    fewest = max(1, -(-batch * sample_bytes // BLOCK_BYTES))
-    fewest = min(fewest, batch)
-    blocks = next((k for k in range(fewest, min(2 * fewest, batch) + 1) if batch % k == 0), fewest)
-    size = -(-batch // blocks)
-    fill = blocks * size - batch
-    if fill:
-        arrays = [jnp.pad(a, ((0, fill),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
-    return [a.reshape(blocks, size, *a.shape[1:]) for a in arrays]
-
-
-def _map_blocks(f, sample_bytes: int, x):
-    (blocks,) = _blocks(sample_bytes, x)
+def _map_blocks(f, size: int, x):
+    """f, linear and row by row, on blocks of about this many samples."""
+    (blocks,) = _blocks(size, x)
     y = f(blocks[0])[None] if len(blocks) == 1 else lax.map(f, blocks)
     return y.reshape(-1, *y.shape[2:])[: x.shape[0]]
 
 
-def _sum_blocks(f, sample_bytes: int, *arrays):
-    blocks = _blocks(sample_bytes, *arrays)
-    first = [a[0] for a in blocks]
+def _sum_blocks(f, size: int, *arrays):
+    """The sum of f over the blocks; f is zero on zeros."""
+    blocks = _blocks(size, *arrays)
+    total = f(*(a[0] for a in blocks))
     if len(blocks[0]) == 1:
-        return f(*first)
-    return lax.scan(lambda total, block: (total + f(*block), None), f(*first), [a[1:] for a in blocks])[0]
+        return total
+    return lax.scan(lambda total, block: (total + f(*block), None), total, [a[1:] for a in blocks])[0]
+
+
+def _blocks(size: int, *arrays):
+    """Arrays [B, ...] as [blocks, n, ...], filled up with zeros where no near number of blocks divides B."""
+    batch = arrays[0].shape[0]
+    fewest = -(-batch // min(size, batch))
+    blocks = next((k for k in range(fewest, min(2 * fewest, batch) + 1) if batch % k == 0), fewest)
+    rows = -(-batch // blocks)
+    fill = blocks * rows - batch
+    if fill:
+        arrays = [jnp.pad(a, ((0, fill),) + ((0, 0),) * (a.ndim - 1)) for a in arrays]
+    return [a.reshape(blocks, rows, *a.shape[1:]) for a in arrays]
 
 
 convolution_p.def_impl(jax.jit(convolution_p.bind, static_argnames=("result", "geometry", "precision")))
