@@ -1,0 +1,87 @@
+"""Side-by-side timings of this library and of its PyTorch twin: `make bench`."""
+
+import dataclasses
+
+import jax
+import tyro
+from tqdm import tqdm
+
+from experiments import plots, record
+from experiments.benchmarks import step_cost
+from experiments.benchmarks.step_cost import VARIANTS, jax_case, scan_case, torch_case
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is timed and for how long; the defaults are those of the committed results."""
+
+    models: tuple[str, ...] = ("lenet", "ddnet", "resnet18")
+    variants: tuple[str, ...] = tuple(VARIANTS)
+    rounds: int = 7
+    seconds: float = 1.0  # of one measurement
+    torch: bool = True
+    compiled_torch: bool = True
+    lax: bool = True  # XLA's own convolutions, too
+    batch_size: int = 0  # 0: 100, and 32 for resnet18 on CPU
+    output: str = "benchmark_steps"
+
+
+def cases_of(model: str, config: Config):
+    """The cases of one model, with a progress line while they compile."""
+    on_cpu = jax.default_backend() == "cpu"
+    size = config.batch_size or (32 if model == "resnet18" and on_cpu else 100)
+    # ResNet-18's plain-lax second derivatives and exact norms take minutes a step on CPU
+    is_small = model == "lenet" or not on_cpu
+    for variant in tqdm(config.variants, desc=f"compile {model}", leave=False):
+        is_exact = VARIANTS[variant].get("num_projections") == "exact"
+        if model == "resnet18" and is_exact and on_cpu:
+            continue
+        yield jax_case(model, variant, size)
+        if variant in ("plain", "n = 1") and model != "resnet18":
+            yield scan_case(model, variant, size, 100 if is_small else 8)
+        if config.lax and on_cpu and variant in ("plain", "n = 1") and (is_small or variant == "plain"):
+            yield jax_case(model, variant, size, plain_lax=True)
+        if config.torch:
+            yield torch_case(model, variant, size)
+            if config.compiled_torch and variant == "plain":
+                yield torch_case(model, variant, size, compiled=True)
+
+
+def table(rows: list[dict]) -> str:
+    """Median milliseconds a step, the torch time over ours, and temporary memory."""
+    milliseconds = {(r["model"], r["variant"], r["framework"]): r["ms"] for r in rows}
+    lines = []
+    for r in rows:
+        torch = milliseconds.get((r["model"], r["variant"], "torch"))
+        plain = milliseconds.get((r["model"], "plain", r["framework"]))
+        ratio = f"{torch / r['ms']:.2f}" if torch else ""
+        memory = f"{r['temporary_bytes'] / 2**20:.0f}" if r["temporary_bytes"] else ""
+        seconds = "" if r["compile_seconds"] is None else f"{r['compile_seconds']:.1f}"
+        over_plain = f"{r['ms'] / plain:.2f}" if plain else ""
+        lines.append(
+            [r["model"], r["variant"], r["framework"], f"{r['ms']:.2f}", ratio, over_plain, memory, seconds]
+        )
+    header = ["model", "variant", "framework", "ms a step", "torch / this", "over plain", "temporary MiB", "compile s"]
+    return plots.table(header, lines)
+
+
+def main(config: Config):
+    """Time every model in turn, print the table, write results/NAME_BACKEND.json."""
+    if config.torch:
+        import torch
+
+        torch.set_num_threads(len(jax.devices()) if jax.default_backend() != "cpu" else 2)
+    rows = []
+    for model in config.models:
+        cases = list(cases_of(model, config))
+        bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False)
+        step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
+        rows += [case.row() for case in cases]
+        print(table([r for r in rows if r["model"] == model]))
+    result = {"config": dataclasses.asdict(config), "environment": record.environment(), "rows": rows}
+    if config.output:
+        record.write_json(record.RESULTS / f"{config.output}_{jax.default_backend()}.json", result)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config, description=__doc__))
