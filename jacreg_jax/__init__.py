@@ -12,6 +12,7 @@ from jacreg_jax.penalty import (
     value_and_exact_frobenius_sq as value_and_exact_frobenius_sq,
     value_and_exact_penalty as value_and_exact_penalty,
     value_and_frobenius_sq as value_and_frobenius_sq,
+    value_and_mean_frobenius_sq as value_and_mean_frobenius_sq,
     value_and_penalty as value_and_penalty,
 )
 

@@ -376,7 +376,7 @@ def max_pool(x, window_shape: Sequence[int], strides: Sequence[int] | None = Non
     """Maximum over windows, as `flax.linen.max_pool`, with a fast gradient where windows do not overlap.
 
     Windows that tile the input, [..., H, W, C] with window = stride and no padding, are a reshape and a maximum; its
-    gradient splits evenly among ties, where XLA's goes to the first. Anything else is XLA's own `reduce_window`.
+    gradient goes to the first of the ties, as XLA's does. Anything else is XLA's own `reduce_window`.
 
     Args:
         x: [..., spatial dimensions, C]; with or without a batch dimension.
@@ -409,5 +409,34 @@ def max_pool(x, window_shape: Sequence[int], strides: Sequence[int] | None = Non
     counts = [size // k for size, k in zip(spatial, window, strict=True)]
     x = x[(..., *(slice(c * k) for c, k in zip(counts, window, strict=True)), slice(None))]
     split = [n for pair in zip(counts, window, strict=True) for n in pair]
-    x = x.reshape(*x.shape[:lead], *split, x.shape[-1])
-    return jnp.max(x, axis=tuple(range(lead + 1, lead + 2 * n, 2)))
+    return _max_of_tiles(x.reshape(*x.shape[:lead], *split, x.shape[-1]), n)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _max_of_tiles(x, n):
+    """Maximum over the window axes of [..., H', k, W', k, C]; n pairs of axes."""
+    return jnp.max(x, axis=_window_axes(n))
+
+
+@_max_of_tiles.defjvp
+def _max_of_tiles_jvp(n, primals, tangents):
+    """The tangent at the first maximum: a select, whose transpose is a select, and no gradient through the mask."""
+    (x,), (t,) = primals, tangents
+    y = _max_of_tiles(x, n)
+    places = list(np.ndindex(*(x.shape[axis] for axis in _window_axes(n))))
+    at = lambda place: (..., *(i for k in place for i in (slice(None), k)), slice(None))
+    small = jnp.int8 if len(places) < 128 else jnp.int32
+    first = jnp.full(y.shape, len(places) - 1, small)
+    for index in reversed(range(len(places) - 1)):
+        first = jnp.where(x[at(places[index])] == y, jnp.asarray(index, small), first)
+    index = jnp.arange(len(places), dtype=small).reshape([x.shape[axis] for axis in _window_axes(n)])
+    spread = lambda a, axes: jnp.expand_dims(a, axes)
+    chosen = spread(first, _window_axes(n)) == spread(
+        index, [a for a in range(-2 * n - 1, 0) if a not in _window_axes(n)]
+    )
+    return y, jnp.sum(jnp.where(chosen, t, 0), axis=_window_axes(n))
+
+
+def _window_axes(n):
+    """(-2 n, ..., -4, -2): the second of each pair of axes before the channels."""
+    return tuple(range(-2 * n, 0, 2))

@@ -13,6 +13,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 Probe = Literal["sphere", "orthonormal", "rademacher", "gaussian"]
 PROBES = ("sphere", "orthonormal", "rademacher", "gaussian")
@@ -97,6 +98,95 @@ def projected_from_vjp(
     if num_projections == 1:  # no leading axis: one axis less for the compiler to shuffle
         return project(v[:, 0])
     return jnp.mean(jax.vmap(project, in_axes=1)(v), axis=0)
+
+
+def mean_from_vjp(
+    z,
+    vjp: Callable,
+    x,
+    key: jax.Array | None = None,
+    *,
+    num_projections: int | Literal["exact"],
+    probe: Probe = "sphere",
+    chunk_size: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Batch mean of ||J||_F^2, exact or estimated, and the [B] values for statistics, without a gradient.
+
+    What a loss needs is the mean alone, so its gradient is accumulated chunk by chunk during the forward pass: the
+    memory of one chunk and no product computed twice. That gradient is a `custom_vjp`: reverse mode and forward over
+    reverse, but no plain `jax.jvp` where there is more than one chunk.
+
+    Args:
+        z: f(x), of ``z, vjp = jax.vjp(f, x)``.
+        vjp: its transpose.
+        x: as in `exact_frobenius_sq`.
+        key: typed key, or B of them; not needed for "exact".
+        num_projections: n, or "exact" for all C basis vectors.
+        probe: as in `projected_frobenius_sq`.
+        chunk_size: products at once. None: 1 on CPU, where a product fills the cache, and all of them elsewhere.
+
+    Returns:
+        (mean, norms): scalar and [B].
+
+    Raises:
+        TypeError, ValueError: as the functions above; chunk_size below 1.
+    """
+    outputs = _Rows(z, "f(x)", batch=_Rows(x, "x").batch)
+    if num_projections == "exact":
+        directions, count = jnp.eye(outputs.size), 1
+        product = lambda e: _sum_sq(vjp(outputs.unravel(jnp.broadcast_to(e, (outputs.batch, outputs.size)))))
+    else:
+        probes = sample_probes(key, outputs.batch, outputs.size, num_projections, probe)
+        directions, count = jnp.moveaxis(probes, 1, 0), num_projections  # [n, B, C]
+        product = lambda v: _sum_sq(vjp(outputs.unravel(v)))
+    if chunk_size is None:
+        chunk_size = 1 if jax.default_backend() == "cpu" else max(1, len(directions))
+    chunks = _chunks(directions, chunk_size)
+    if chunks.shape[1] == 1:  # no axis of length 1 for the compiler to shuffle
+        norms_of, chunks = product, chunks[:, 0]
+    else:
+        norms_of = lambda chunk: jax.vmap(product)(chunk).sum(0)
+    if len(chunks) == 1:
+        norms = norms_of(chunks[0]) / count
+        return jnp.mean(norms), jax.lax.stop_gradient(norms)
+    zero_norms = _sum_sq(jax.tree.map(jnp.zeros_like, x))  # varying as x inside shard_map
+    mean, norms = _accumulated_mean(norms_of, chunks, zero_norms)
+    return mean / count, jax.lax.stop_gradient(norms) / count
+
+
+def _accumulated_mean(norms_of: Callable, chunks: jax.Array, zero_norms: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sum over the chunks of norms_of(chunk), [B]: its mean with the gradient made on the way, and itself without."""
+    closed = jax.make_jaxpr(norms_of)(chunks[0])
+    is_float = [jnp.issubdtype(constant.dtype, jnp.floating) for constant in closed.consts]
+    floats = [c for c, is_it in zip(closed.consts, is_float, strict=True) if is_it]
+    others = [c for c, is_it in zip(closed.consts, is_float, strict=True) if not is_it]
+
+    def norms_from(chunk, floats, others):
+        """norms_of(chunk) with all that it closes over as arguments, as custom_vjp needs them."""
+        floats, others = iter(floats), iter(others)
+        constants = [next(floats if is_it else others) for is_it in is_float]
+        return jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))(chunk)[0]
+
+    @jax.custom_vjp
+    def total(floats, others, chunks, zero_norms):
+        norms = jax.lax.map(lambda chunk: norms_from(chunk, floats, others), chunks).sum(0)
+        return jnp.mean(norms), norms
+
+    def forward(floats, others, chunks, zero_norms):
+        def body(carry, chunk):
+            norms, vjp = jax.vjp(lambda floats: norms_from(chunk, floats, others), floats)
+            (grads,) = vjp(jnp.full_like(norms, 1 / norms.shape[0]))
+            return jax.tree.map(jnp.add, carry, (norms, grads)), None
+
+        start = zero_norms, jax.tree.map(jnp.zeros_like, floats)
+        (norms, grads), _ = jax.lax.scan(body, start, chunks)
+        return (jnp.mean(norms), norms), grads
+
+    def backward(grads, cotangents):
+        return jax.tree.map(lambda g: (cotangents[0] * g).astype(g.dtype), grads), None, None, None
+
+    total.defvjp(forward, backward)
+    return total(floats, others, chunks, zero_norms)
 
 
 def sample_probes(key: jax.Array, batch: int, dimension: int, num_projections: int, probe: Probe) -> jax.Array:
@@ -233,12 +323,19 @@ def _sum_sq(tree) -> jax.Array:
 
 def _sum_over_basis(norm_sq: Callable, rows: _Rows, chunk_size: int | None) -> jax.Array:
     """Sum of norm_sq(e) over the unit vectors of rows.size dimensions, the same e for every sample."""
-    size = rows.size
-    if chunk_size is not None and chunk_size < 1:
+    chunks = _chunks(jnp.eye(rows.size), max(rows.size, 1) if chunk_size is None else chunk_size)
+    # [k, size] -> [B]
+    sum_of = lambda chunk: jax.vmap(lambda e: norm_sq(jnp.broadcast_to(e, (rows.batch, rows.size))))(chunk).sum(0)
+    if len(chunks) == 1:
+        return sum_of(chunks[0])
+    return jax.lax.map(jax.checkpoint(sum_of), chunks).sum(0)
+
+
+def _chunks(directions: jax.Array, chunk_size: int) -> jax.Array:
+    """[k, ...] as [chunks, chunk_size, ...], filled up with zeros, whose products are zero."""
+    if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
-    basis_norms = jax.vmap(lambda e: norm_sq(jnp.broadcast_to(e, (rows.batch, size))))  # [k, size] -> [k, B]
-    if chunk_size is None or chunk_size >= size:
-        return basis_norms(jnp.eye(size)).sum(0)
-    chunks = -(-size // chunk_size)
-    basis = jnp.eye(chunks * chunk_size, size).reshape(chunks, chunk_size, size)  # rows of zeros at the end
-    return jax.lax.map(jax.checkpoint(lambda e: basis_norms(e).sum(0)), basis).sum(0)
+    chunk_size = max(1, min(chunk_size, len(directions)))
+    fill = -len(directions) % chunk_size
+    directions = jnp.pad(directions, ((0, fill),) + ((0, 0),) * (directions.ndim - 1))
+    return directions.reshape(len(directions) // chunk_size, chunk_size, *directions.shape[1:])

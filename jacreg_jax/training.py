@@ -11,12 +11,7 @@ import optax
 
 from jacreg_jax import sharding
 from jacreg_jax.jacobian import Probe
-from jacreg_jax.penalty import (
-    joint_loss,
-    standard_error,
-    value_and_exact_frobenius_sq,
-    value_and_frobenius_sq,
-)
+from jacreg_jax.penalty import joint_loss, standard_error, value_and_mean_frobenius_sq
 
 
 class TrainState(NamedTuple):
@@ -82,9 +77,10 @@ def classification_loss(
         num_projections: n, or "exact" for the sum over all C basis vectors.
         probe: see `value_and_penalty`.
         sample_fraction: share of the batch that is penalised.
-        chunk_size: for "exact", basis vectors at once.
-        lazy: penalise every lazy-th step, with lambda_jr multiplied by it. The mean over steps of the gradient is
-            the same, its variance is larger, and lr * lambda_jr * lazy * curvature must stay small.
+        chunk_size: products at once; see `jacobian.mean_from_vjp`.
+        lazy: penalise every lazy-th step, with lambda_jr multiplied by it, at 1 + n / lazy plain steps. The mean over
+            steps of the gradient is the same, its variance is larger, and lr * lambda_jr * lazy * curvature must stay
+            below 2. The loss is then differentiable in params alone.
         preprocess: raw batch["image"] -> the space of the network's input, where the Jacobian is taken.
         perturb: (f, image, label, keys) -> image in raw pixels, f: raw image -> logits with the same parameters and
             dropout mask; adversarial training. No gradient flows through it.
@@ -104,56 +100,75 @@ def classification_loss(
     if num_projections != "exact" and not isinstance(num_projections, int):
         raise ValueError(f"num_projections must be an integer or 'exact', got {num_projections!r}")
 
-    def value_and_norms(f, x, keys, has_aux):
-        if num_projections == "exact":
-            return value_and_exact_frobenius_sq(f, x, chunk_size=chunk_size, has_aux=has_aux)
-        return value_and_frobenius_sq(
-            f,
-            x,
-            keys,
-            num_projections=num_projections,
-            probe=probe,
-            sample_fraction=sample_fraction,
-            has_aux=has_aux,
-        )
+    value_and_mean = partial(
+        value_and_mean_frobenius_sq,
+        num_projections=num_projections,
+        probe=probe,
+        sample_fraction=sample_fraction,
+        chunk_size=chunk_size,
+    )
 
-    def loss(params, state, batch, keys):
-        label = batch["label"]
-        image = batch["image"]
-        model = lambda x: apply(params, state.model_state, x, keys[0])
-        if perturb is not None:
-            raw_model = lambda image: model(preprocess(image))[0]
-            image = jax.lax.stop_gradient(perturb(raw_model, image, label, keys))
-        x = preprocess(image)
+    def value_and_norms(model, x, state, keys, params):
+        """((z, model_state), penalty, norms)."""
+        if penalty_apply is not None:
+            penalised = lambda x: penalty_apply(params, state.model_state, x, keys[0])[0]
+            return model(x), *value_and_mean(penalised, x, keys)[1:]
+        if jax.tree.leaves(state.model_state):
+            return value_and_mean(model, x, keys, has_aux=True)
+        z, *penalty = value_and_mean(lambda x: model(x)[0], x, keys)
+        return (z, state.model_state), *penalty
 
-        def with_penalty():
-            if penalty_apply is not None:
-                penalised = lambda x: penalty_apply(params, state.model_state, x, keys[0])[0]
-                _, norms = value_and_norms(penalised, x, keys, has_aux=False)
-                value = model(x)
-            elif jax.tree.leaves(state.model_state):
-                value, norms = value_and_norms(model, x, keys, has_aux=True)
+    def weighted(weight):
+        def loss(params, state, batch, keys):
+            image, label = batch["image"], batch["label"]
+            model = lambda x: apply(params, state.model_state, x, keys[0])
+            if perturb is not None:
+                raw_model = lambda image: model(preprocess(image))[0]
+                image = jax.lax.stop_gradient(perturb(raw_model, image, label, keys))
+            x = preprocess(image)
+            if is_plain:
+                (z, model_state), penalty, metrics = model(x), 0.0, {}
+            elif weight:
+                (z, model_state), penalty, norms = value_and_norms(model, x, state, keys, params)
+                metrics = {"penalty": penalty, "penalty_error": standard_error(norms)}
             else:
-                z, norms = value_and_norms(lambda x: model(x)[0], x, keys, has_aux=False)
-                value = z, state.model_state
-            return value, lazy * jnp.mean(norms), jnp.mean(norms), standard_error(norms)
+                (z, model_state), penalty = model(x), 0.0
+                metrics = dict.fromkeys(("penalty", "penalty_error"), jnp.full_like(jnp.max(z), jnp.nan))
+            cross_entropy = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, label))
+            metrics |= {"cross_entropy": cross_entropy, "accuracy": jnp.mean(jnp.argmax(z, -1) == label)}
+            return joint_loss(cross_entropy, weight * penalty, lambda_jr=lambda_jr), (model_state, metrics)
 
-        def without_penalty():
-            z, model_state = model(x)
-            return (z, model_state), *(jnp.asarray(c, z.dtype) for c in (0.0, jnp.nan, jnp.nan))
+        return loss
 
-        if isinstance(lambda_jr, (int, float)) and lambda_jr == 0:
-            (z, model_state), weighted, *_ = without_penalty()
-            metrics = {}
-        else:
-            penalised_step = state.step % lazy == 0
-            chosen = with_penalty() if lazy == 1 else jax.lax.cond(penalised_step, with_penalty, without_penalty)
-            (z, model_state), weighted, penalty, error = chosen
-            metrics = {"penalty": penalty, "penalty_error": error}
-        cross_entropy = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, label))
-        metrics |= {"cross_entropy": cross_entropy, "accuracy": jnp.mean(jnp.argmax(z, -1) == label)}
-        return joint_loss(cross_entropy, weighted, lambda_jr=lambda_jr), (model_state, metrics)
+    is_plain = isinstance(lambda_jr, (int, float)) and lambda_jr == 0
+    if lazy == 1 or is_plain:
+        return weighted(1)
+    return _every(lazy, weighted(lazy), weighted(0))
 
+
+def _every(period: int, rare: Callable, usual: Callable) -> Callable:
+    """The loss `rare` on every period-th step and `usual` on the others, differentiable in its first argument.
+
+    Each branch holds its own gradient: differentiating a `cond` would carry the residuals of both out of either, which
+    makes every step slower than a penalised one.
+    """
+
+    def choose(differentiate, params, state, *arguments):
+        branches = [lambda *arguments, loss=loss: differentiate(loss)(*arguments) for loss in (rare, usual)]
+        return jax.lax.cond(state.step % period == 0, *branches, params, state, *arguments)
+
+    @jax.custom_vjp
+    def loss(*arguments):
+        return choose(lambda loss: loss, *arguments)
+
+    def forward(*arguments):
+        return choose(partial(jax.value_and_grad, has_aux=True), *arguments)
+
+    def backward(grads, cotangents):
+        grads = jax.tree.map(lambda g: (cotangents[0] * g).astype(g.dtype), grads)
+        return grads, *[None] * 3  # state, batch, keys
+
+    loss.defvjp(forward, backward)
     return loss
 
 

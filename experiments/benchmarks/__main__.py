@@ -58,9 +58,7 @@ def table(rows: list[dict]) -> str:
         memory = f"{r['temporary_bytes'] / 2**20:.0f}" if r["temporary_bytes"] else ""
         seconds = "" if r["compile_seconds"] is None else f"{r['compile_seconds']:.1f}"
         over_plain = f"{r['ms'] / plain:.2f}" if plain else ""
-        lines.append(
-            [r["model"], r["variant"], r["framework"], f"{r['ms']:.2f}", ratio, over_plain, memory, seconds]
-        )
+        lines.append([r["model"], r["variant"], r["framework"], f"{r['ms']:.2f}", ratio, over_plain, memory, seconds])
     header = ["model", "variant", "framework", "ms a step", "torch / this", "over plain", "temporary MiB", "compile s"]
     return plots.table(header, lines)
 
