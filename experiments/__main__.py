@@ -39,7 +39,7 @@ def main():
     if sys.argv[1] not in names():
         sys.exit(f"unknown experiment {sys.argv[1]!r}; {listing}")
     module, config = parse(sys.argv[1], sys.argv[2:])
-    use_compilation_cache()
+    prepare_process()
     try:
         module.run(config)
     except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
@@ -48,10 +48,16 @@ def main():
         sys.exit(f"{type(error).__name__}: {error}\n(JACREG_TRACEBACK=1 shows where)")
 
 
-def use_compilation_cache():
-    """Keep compiled programs between runs, in ~/.cache/jacreg_jax unless JAX_COMPILATION_CACHE_DIR says otherwise."""
+def prepare_process():
+    """Keep compiled programs between runs, and freed memory within one.
+
+    Programs lie in ~/.cache/jacreg_jax unless JAX_COMPILATION_CACHE_DIR says otherwise.
+    """
     import jax
 
+    from jacreg_jax import host_memory
+
+    host_memory.keep_freed_memory()
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jacreg_jax/xla").expanduser()))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -293,7 +293,7 @@ class Tiling(NamedTuple):
         (kh, kw), (out_h, _) = self.geometry.kernel, self.geometry.output
         sample = out_h * self.tiles * kh * self.width * self.channels[0]
         kernel = kh * kw * self.channels[0] * self.channels[1]
-        limit = 2**23 if _is_narrow(*self.channels) else 2**21
+        limit = 2**23 if _is_narrow(*self.channels) else 2**22
         return max(1, max(limit // dtype.itemsize, 2 * kernel) // sample)
 
     def patches(self, x):

@@ -86,6 +86,49 @@ def run_attack(
     return map_batches(attack, f, x, y, keys, *extra, batch_size=batch_size, progress=progress)
 
 
+def worst_case(
+    attacks: dict[str, Callable],
+    f: Callable,
+    x,
+    y,
+    key: jax.Array,
+    *extra,
+    batch_size: int = 500,
+    progress: Progress | None = None,
+):
+    """The point-wise worst case of several attacks over N samples: each gets only what is still robust.
+
+    Args:
+        attacks: by name, in order, each as for `run_attack`, such as `attacks.standard_ensemble()`.
+        f: function under attack, raw pixels -> logits.
+        x: raw pixels [N, ...].
+        y: integer labels [N].
+        key: typed key; attack j on sample i gets fold_in(fold_in(key, i), j).
+        *extra: as for `run_attack`.
+        batch_size: B.
+        progress: wraps the batches of each attack.
+
+    Returns:
+        (result, robust): the result of the first attack that fools each sample, leaves [N, ...], and the share of
+        samples still robust after each attack, by name.
+    """
+    extra = [np.broadcast_to(np.asarray(e, np.float32), len(x)) if np.ndim(e) == 0 else np.asarray(e) for e in extra]
+    keys = sample_keys(key, len(x))
+    left, result, robust = np.arange(len(x)), None, {}
+    for j, (name, attack) in enumerate(attacks.items()):
+        if len(left):
+            fold = jax.vmap(jax.random.fold_in, (0, None))(keys[left], j)
+            rows = (x[left], y[left], fold, *(e[left] for e in extra))
+            new = map_batches(attack, f, *rows, batch_size=batch_size, progress=progress)
+            if result is None:
+                result = jax.tree.map(np.array, new)
+            for whole, part in zip(jax.tree.leaves(result), jax.tree.leaves(new), strict=True):
+                whole[left] = part
+            left = left[~new.success]
+        robust[name] = len(left) / len(x)
+    return result, robust
+
+
 def robust_accuracy(distances, epsilon: float) -> float:
     """Share of samples whose smallest fooling distance is above epsilon; wrong samples have distance 0."""
     return float(np.mean(np.asarray(distances) > epsilon))

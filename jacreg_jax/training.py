@@ -89,7 +89,7 @@ def classification_loss(
 
     Returns:
         loss(params, state, batch, keys) -> (loss, (model_state, metrics)) for `make_train_step`; batch a dict of
-        image [B, ...] and integer label [B]. Metrics: cross_entropy, accuracy, and with a penalty penalty (estimate
+        image [B, ...] and label, integers [B] or distributions [B, C]. Metrics: cross_entropy, accuracy, and with a penalty penalty (estimate
         of mean ||J||_F^2) and penalty_error (its standard error), NaN on the steps that lazy leaves out.
 
     Raises:
@@ -134,8 +134,8 @@ def classification_loss(
             else:
                 (z, model_state), penalty = model(x), 0.0
                 metrics = dict.fromkeys(("penalty", "penalty_error"), jnp.full_like(jnp.max(z), jnp.nan))
-            cross_entropy = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, label))
-            metrics |= {"cross_entropy": cross_entropy, "accuracy": jnp.mean(jnp.argmax(z, -1) == label)}
+            cross_entropy, hits = _cross_entropy(z, label)
+            metrics |= {"cross_entropy": cross_entropy, "accuracy": jnp.mean(hits)}
             return joint_loss(cross_entropy, weight * penalty, lambda_jr=lambda_jr), (model_state, metrics)
 
         return loss
@@ -144,6 +144,13 @@ def classification_loss(
     if lazy == 1 or is_plain:
         return weighted(1)
     return _every(lazy, weighted(lazy), weighted(0))
+
+
+def _cross_entropy(z, label):
+    """Batch mean, and whether each prediction hits; integer labels [B] or distributions [B, C]."""
+    if label.ndim == 2:
+        return jnp.mean(optax.softmax_cross_entropy(z, label)), jnp.argmax(z, -1) == jnp.argmax(label, -1)
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, label)), jnp.argmax(z, -1) == label
 
 
 def _every(period: int, rare: Callable, usual: Callable) -> Callable:

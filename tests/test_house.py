@@ -15,8 +15,11 @@ BASE = {"jax", "numpy"}
 MAP = {
     "jacobian": (BASE, set()),
     "convolution": (BASE, set()),
+    "host_memory": (set(), set()),
     "sharding": (BASE, set()),
     "attacks": (BASE | {"optax"}, {"attacks"}),
+    "masking": (BASE, {"attacks", "evaluation"}),
+    "adversarial_training": (BASE, {"attacks"}),
     "penalty": (BASE, {"jacobian"}),
     "relatives": (BASE | {"optax"}, {"jacobian", "penalty"}),
     "cyclopropagation": (BASE, {"jacobian"}),
@@ -26,7 +29,7 @@ MAP = {
     "training": (BASE | {"optax"}, {"jacobian", "penalty", "sharding"}),
     "evaluation": (BASE, set()),
     "decision_cells": (BASE, set()),
-    "certify": (BASE, set()),
+    "certify": (BASE, set()),  # scipy and the attacks lazily
     "datasets": (BASE, {"datasets"}),
     "datasets/builders.py": (BASE | {"tensorflow_datasets", "PIL"}, {"datasets"}),  # itself imported lazily
     "__init__": (BASE, {"jacobian", "penalty"}),

@@ -1,6 +1,7 @@
 """Side-by-side timings of this library and of its PyTorch twin: `make bench`."""
 
 import dataclasses
+import os
 
 import jax
 import tyro
@@ -9,6 +10,7 @@ from tqdm import tqdm
 from experiments import plots, record
 from experiments.benchmarks import step_cost
 from experiments.benchmarks.step_cost import VARIANTS, jax_case, scan_case, torch_case
+from jacreg_jax import host_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +70,8 @@ def main(config: Config):
     if config.torch:
         import torch
 
-        torch.set_num_threads(len(jax.devices()) if jax.default_backend() != "cpu" else 2)
+        torch.set_num_threads(os.cpu_count())
+    host_memory.keep_freed_memory()  # of both frameworks
     rows = []
     for model in config.models:
         cases = list(cases_of(model, config))

@@ -36,7 +36,7 @@ class Case:
     run: object
     compile_seconds: float | None = None
     temporary_bytes: int | None = None
-    granularity: int = 4  # steps are run in multiples of this: whole lazy periods, whole scans
+    granularity: int = 1  # steps are run in multiples of this: whole lazy periods, whole scans
     times: list = dataclasses.field(default_factory=list)
 
     def row(self) -> dict:
@@ -76,7 +76,7 @@ def jax_case(model: str, variant: str, batch_size: int, *, plain_lax: bool = Fal
 
     temporary = compiled.memory_analysis().temp_size_in_bytes
     name = "jax, lax convolutions" if plain_lax else "jacreg_jax"
-    return Case(model, variant, name, run, round(seconds, 2), temporary)
+    return Case(model, variant, name, run, round(seconds, 2), temporary, options.get("lazy", 1))
 
 
 def scan_case(model: str, variant: str, batch_size: int, length: int) -> Case:
@@ -122,7 +122,8 @@ def torch_case(model: str, variant: str, batch_size: int, *, compiled: bool = Fa
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return Case(model, variant, "torch.compile" if compiled else "torch", run)
+    granularity = VARIANTS[variant].get("lazy", 1)
+    return Case(model, variant, "torch.compile" if compiled else "torch", run, granularity=granularity)
 
 
 def measure(cases: list[Case], *, rounds: int, target_seconds: float, progress=lambda x: x) -> None:

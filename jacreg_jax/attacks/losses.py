@@ -35,3 +35,19 @@ def cross_entropy(logits: jax.Array, y: jax.Array) -> jax.Array:
 def margin(logits: jax.Array, y: jax.Array) -> jax.Array:
     """max_{c != y} z_c - z_y: positive where fooled (Carlini and Wagner's f6 with the sign turned)."""
     return jnp.max(others(logits, y), axis=-1) - true_logit(logits, y)
+
+
+def dlr(logits: jax.Array, y: jax.Array) -> jax.Array:
+    """Difference-of-logits ratio, (max_{c != y} z_c - z_y) / (z_(1) - z_(3)): unchanged by a rescaling of the logits.
+
+    z_(k) is the k-th largest logit; needs 3 classes. Croce, Hein (2020).
+    """
+    ordered = jnp.sort(logits, axis=-1)
+    return margin(logits, y) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+
+
+def dlr_targeted(logits: jax.Array, y: jax.Array, target: jax.Array) -> jax.Array:
+    """(z_target - z_y) / (z_(1) - (z_(3) + z_(4)) / 2); needs 4 classes. Croce, Hein (2020)."""
+    ordered = jnp.sort(logits, axis=-1)
+    spread = ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2
+    return (true_logit(logits, target) - true_logit(logits, y)) / (spread + 1e-12)

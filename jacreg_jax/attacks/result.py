@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jacreg_jax.attacks.losses import log_odds
+
 Norm = Literal["linf", "l2"]
 
 
@@ -61,6 +63,26 @@ def finish(f: Callable, x, y, x_adv, *, norm: Norm, steps, grad_zero) -> AttackR
         jnp.where(clean_correct, steps, zero).astype(jnp.int32),
         grad_zero,
     )
+
+
+def best_of(*results: AttackResult) -> AttackResult:
+    """The nearest fooling image of several attacks for every sample, the point-wise worst case.
+
+    The results must be in the same norm; where none succeeds the first one's image stays.
+    """
+    nearest = jnp.argmin(jnp.stack([r.distance for r in results]), axis=0)
+
+    def choose(*leaves):
+        index = nearest.reshape(1, -1, *(1,) * (leaves[0].ndim - 1))
+        return jnp.take_along_axis(jnp.stack(leaves), index, axis=0)[0]
+
+    return jax.tree.map(choose, *results)
+
+
+def zero_gradient(f: Callable, x, y, loss: Callable = log_odds) -> jax.Array:
+    """[B] bool: the gradient of the loss at x is exactly zero."""
+    gradient = jax.grad(lambda x: jnp.sum(loss(f(x), y)))(x)
+    return jnp.all(gradient.reshape(len(x), -1) == 0, axis=1)
 
 
 def check_inputs(x, y, bounds, *, norm: str | None = None, **non_negative) -> None:

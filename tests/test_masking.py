@@ -1,0 +1,129 @@
+"""masking.py: an honest model passes every check, a masked one fails the right ones; distillation is masked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jacreg_jax import attacks, datasets, evaluation, masking, training
+from jacreg_jax.adversarial_training import at_temperature, random_fgsm, soft_labels
+from jacreg_jax.models import MLP, initialize, predictor, train_mode
+from tests.conftest import mlp, mlp_params
+
+MODULE = MLP((64, 10))
+
+
+def train(image, label, key, *, steps=400, temperature=1.0, lambda_jr=0.0, rate=0.1, **options):
+    params, model_state = initialize(MODULE, key, image[:1])
+    optimizer = training.sgd(rate)
+    apply = at_temperature(train_mode(MODULE), temperature)
+    loss = training.classification_loss(apply, lambda_jr=lambda_jr, **options)
+    run = training.make_train_steps(loss, optimizer)
+    indices = np.random.default_rng(0).integers(0, len(image), (steps, 100))
+    state, metrics = run(training.init_state(params, optimizer, key, model_state), {"image": image, "label": label}, indices)
+    assert np.isfinite(metrics["loss"]).all()
+    return predictor(MODULE, state.params, {})
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """Images [N, 8, 8, 1] in [0, 1] and labels, train and test."""
+    train_set, test_set = (datasets.load("digits", split=split) for split in ("train", "test"))
+    scaled = lambda d: (jnp.asarray(datasets.from_uint8(d["image"])), jnp.asarray(d["label"], jnp.int32))
+    return *scaled(train_set), *scaled(test_set)
+
+
+def test_an_honest_model_passes(digits):
+    image, label, x, y = digits
+    f = train(image, label, jax.random.key(0))
+    assert evaluation.accuracy(f, x, y) > 0.9
+    found = masking.checks(f, x[:100], y[:100], jax.random.key(1), epsilon=0.1, num_queries=200, tolerance=0.02)
+    assert all(check.passed for check in found.values()), found
+    assert set(found) == {
+        "zero gradient", "square gains", "more steps", "larger epsilon", "unbounded", "noise", "single step"
+    }  # fmt: skip
+
+
+def test_a_quantising_model_is_found_out(digits):
+    """Inputs rounded to 16 levels: no gradient at all, and Square sees through it."""
+    image, label, x, y = digits
+    f = train(image, label, jax.random.key(0))
+    masked = lambda x: f(jnp.round(x * 16) / 16)
+    found = masking.checks(masked, x[:100], y[:100], jax.random.key(1), epsilon=0.15, num_queries=200)
+    assert found["zero gradient"].value == 1
+    assert not found["square gains"].passed
+    assert not found["unbounded"].passed
+
+
+def test_linearised_margin_of_a_linear_model_is_exact(key):
+    w = jax.random.normal(key, (4, 6))
+    f = lambda x: x.reshape(len(x), -1) @ w.T
+    x = 0.5 + 0.01 * jax.random.normal(key, (5, 2, 3))
+    y = jnp.argmax(f(x), 1)
+    z = np.asarray(f(x))
+    for norm, order in (("l2", 2), ("linf", 1)):
+        expected = [
+            min((z[a, k] - z[a, c]) / np.linalg.norm(w[k] - w[c], order) for c in range(4) if c != k)
+            for a, k in enumerate(np.asarray(y))
+        ]
+        np.testing.assert_allclose(masking.linearised_margin(f, x, y, norm=norm), expected, rtol=1e-4)
+    assert np.isinf(masking.linearised_margin(lambda x: 0 * f(x) + jnp.eye(4)[:1], x, 0 * y)).all()
+
+
+def test_linearised_margin_against_found_distance(digits, key):
+    """Near the truth for a nearly linear model."""
+    image, label, x, y = digits
+    f = train(image, label, jax.random.key(0))
+    promised = masking.linearised_margin(f, x[:64], y[:64])
+    found = attacks.ddn(f, x[:64], y[:64], key)
+    ratio = np.asarray(promised / found.distance)[np.asarray(found.clean_correct)]
+    assert 0.5 < np.median(ratio) < 2
+
+
+def test_random_fgsm_against_the_step_by_hand(key):
+    params = mlp_params(key, (4, 8, 3))
+    f = lambda x: mlp(params, x)
+    x, y = jax.random.uniform(key, (20, 4)), jnp.arange(20) % 3
+    keys = jax.random.split(key, 20)
+    moved = random_fgsm(0.05)(f, x, y, keys)
+    gradient = jax.grad(lambda x: optax.softmax_cross_entropy_with_integer_labels(f(x), y).sum())(x)
+    step = moved - x
+    inside = (moved > 0) & (moved < 1)
+    assert (jnp.sign(step) == jnp.sign(gradient))[inside].all()
+    sizes = jnp.abs(step).max(1)
+    assert (sizes <= 0.05 + 1e-6).all()
+    assert sizes.std() > 0.005  # one epsilon a sample
+    with pytest.raises(ValueError, match="max_epsilon must be at least 0"):
+        random_fgsm(-1.0)
+
+
+def test_adversarial_training_helps_against_fgsm(digits):
+    image, label, x, y = digits
+    plain = train(image, label, jax.random.key(0))
+    hard = train(image, label, jax.random.key(0), perturb=random_fgsm(0.2))
+    both = train(image, label, jax.random.key(0), perturb=random_fgsm(0.2), lambda_jr=0.01)
+    survive = lambda f: 1 - float(attacks.fgsm(f, x, y, epsilon=0.1).success.mean())
+    assert survive(hard) > survive(plain) + 0.1
+    assert survive(both) > survive(plain) + 0.1
+
+
+def test_distillation_masks_gradients(digits):
+    """T = 100 as in the paper's footnote: at T = 1 naive FGSM finds little, at T = 100 what it finds without defence."""
+    image, label, x, y = digits
+    teacher = train(image, label, jax.random.key(0), temperature=100.0, rate=50.0)
+    taught = soft_labels(teacher, image, temperature=100.0)
+    np.testing.assert_allclose(taught.sum(1), 1, rtol=1e-5)
+    student = train(image, taught, jax.random.key(1), temperature=100.0, rate=50.0)
+    assert evaluation.accuracy(student, x, y) > 0.9
+    naive = lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y)
+    survive = lambda f, loss: 1 - float(attacks.fgsm(f, x, y, epsilon=0.1, loss=loss).success.mean())
+    warm = lambda x: student(x) / 100
+    from jacreg_jax.attacks.losses import log_odds, margin
+
+    masked, seen = survive(student, naive), survive(warm, naive)
+    assert masked > seen + 0.2  # looks robust at T = 1, and is not
+    np.testing.assert_allclose(survive(student, log_odds), seen, atol=0.03)
+    assert survive(student, margin) < masked - 0.2
+    with pytest.raises(ValueError, match="temperature must be above 0"):
+        at_temperature(train_mode(MODULE), 0.0)
