@@ -145,7 +145,9 @@ def interval_bounds(f: Callable, low: jax.Array, high: jax.Array) -> Interval:
     return _interpret(closed.jaxpr, closed.consts, [Interval(low, high)])[0]
 
 
-def interval_radius(f: Callable, x, y, *, num_bisections: int = 20, largest: float = 1.0, bounds=(0.0, 1.0)) -> jax.Array:
+def interval_radius(
+    f: Callable, x, y, *, num_bisections: int = 20, largest: float = 1.0, bounds=(0.0, 1.0)
+) -> jax.Array:
     """L-infinity radius within which interval arithmetic proves argmax f = y, found by bisection; [B].
 
     A ball in L2 lies within the L-infinity ball of the same radius, so it bounds both distances from below. 0 where the
@@ -181,6 +183,7 @@ def interval_radius(f: Callable, x, y, *, num_bisections: int = 20, largest: flo
 _SHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "slice", "rev", "convert_element_type", "copy"}
 _RISING = {"tanh", "logistic", "exp", "log", "log1p", "expm1", "sqrt", "erf", "reduce_max", "reduce_window_max", "max"}
 _RISING |= {"reduce_sum", "cumsum", "concatenate", "pad", "min", "reduce_min", "stop_gradient", "expand_dims", "add"}
+_RISING_CALLS = {"softplus", "relu", "relu6", "elu", "selu", "leaky_relu", "sigmoid", "hard_tanh"}
 _CALLS = {"pjit", "jit", "custom_jvp_call", "custom_vjp_call", "closed_call", "remat", "checkpoint"}
 _BILINEAR = {"dot_general", "conv_general_dilated", "jacreg_convolution", "mul"}
 
@@ -206,14 +209,14 @@ def _apply(equation, inputs) -> list:
     boxes = [isinstance(i, Interval) for i in inputs]
     if not any(boxes) and name not in _CALLS:
         return run(*inputs)
+    if name in _SHAPES | _RISING or (name in _CALLS and equation.params.get("name") in _RISING_CALLS):
+        ends = [[i[end] if isinstance(i, Interval) else i for i in inputs] for end in (0, 1)]
+        return [Interval(*pair) for pair in zip(run(*ends[0]), run(*ends[1]), strict=True)]
     if name in _CALLS:
         inner = next(equation.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in equation.params)
         if hasattr(inner, "consts"):
             return _interpret(inner.jaxpr, inner.consts, inputs)
         return _interpret(inner, [], inputs)
-    if name in _SHAPES | _RISING:
-        ends = [[i[end] if isinstance(i, Interval) else i for i in inputs] for end in (0, 1)]
-        return [Interval(*pair) for pair in zip(run(*ends[0]), run(*ends[1]), strict=True)]
     if name == "neg":
         return [Interval(-inputs[0].high, -inputs[0].low)]
     if name == "sub":
@@ -227,7 +230,9 @@ def _apply(equation, inputs) -> list:
         return [_affine(lambda x, d: x / d, *inputs, position=0)]
     if name in _BILINEAR and sum(boxes) == 1:
         return [_affine(lambda *inputs: run(*inputs)[0], *inputs, position=boxes.index(True))]
-    raise TypeError(f"interval_bounds has no rule for {name!r} of {sum(boxes)} intervals and {boxes.count(False)} arrays")
+    raise TypeError(
+        f"interval_bounds has no rule for {name!r} of {sum(boxes)} intervals and {boxes.count(False)} arrays"
+    )
 
 
 def _affine(op: Callable, a, b, *, position: int) -> Interval:

@@ -274,9 +274,17 @@ class Tiling(NamedTuple):
 
     @classmethod
     def of(cls, geometry: Geometry, *channels: int) -> "Tiling":
-        """The tiling for C input and O output channels; t O of 24 or more fills the vector registers."""
-        columns = max(2, -(-24 // channels[1])) if _is_narrow(*channels) else 1
-        return cls(geometry, channels, min(geometry.output[1], columns))
+        """The tiling for C input and O output channels.
+
+        t O of 24 or more fills the vector registers, t of k_w - 1 keeps the band below twice the arithmetic, and a
+        divisor of the output's width leaves no column unused.
+        """
+        width = geometry.output[1]
+        columns = 1
+        if _is_narrow(*channels):
+            least = max(2, geometry.kernel[1] - 1, -(-24 // channels[1]))
+            columns = next((t for t in range(least, 2 * least) if width % t == 0), least)
+        return cls(geometry, channels, min(width, columns))
 
     @property
     def tiles(self) -> int:
@@ -422,19 +430,16 @@ def _max_of_tiles(x, n):
 def _max_of_tiles_jvp(n, primals, tangents):
     """The tangent at the first maximum: a select, whose transpose is a select, and no gradient through the mask."""
     (x,), (t,) = primals, tangents
-    y = _max_of_tiles(x, n)
-    places = list(np.ndindex(*(x.shape[axis] for axis in _window_axes(n))))
+    y, axes = _max_of_tiles(x, n), _window_axes(n)
+    sizes = [size if axis - x.ndim in axes else 1 for axis, size in enumerate(x.shape)]
+    places = list(np.ndindex(*(x.shape[axis] for axis in axes)))
     at = lambda place: (..., *(i for k in place for i in (slice(None), k)), slice(None))
     small = jnp.int8 if len(places) < 128 else jnp.int32
     first = jnp.full(y.shape, len(places) - 1, small)
     for index in reversed(range(len(places) - 1)):
         first = jnp.where(x[at(places[index])] == y, jnp.asarray(index, small), first)
-    index = jnp.arange(len(places), dtype=small).reshape([x.shape[axis] for axis in _window_axes(n)])
-    spread = lambda a, axes: jnp.expand_dims(a, axes)
-    chosen = spread(first, _window_axes(n)) == spread(
-        index, [a for a in range(-2 * n - 1, 0) if a not in _window_axes(n)]
-    )
-    return y, jnp.sum(jnp.where(chosen, t, 0), axis=_window_axes(n))
+    chosen = jnp.expand_dims(first, axes) == jnp.arange(len(places), dtype=small).reshape(sizes)
+    return y, jnp.sum(jnp.where(chosen, t, 0), axis=axes)
 
 
 def _window_axes(n):

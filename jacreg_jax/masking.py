@@ -3,6 +3,7 @@
 All take f: raw pixels [B, ...] -> logits [B, C], x raw pixels and integer labels y.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -33,7 +34,7 @@ def linearised_margin(f: Callable, x, y, *, norm: Norm = "l2") -> jax.Array:
     classes = z.shape[-1]
 
     def slope(c):
-        direction = jax.nn.one_hot(y, classes, dtype=z.dtype) - jax.nn.one_hot(c, classes, dtype=z.dtype)
+        direction = jax.nn.one_hot(y, classes, dtype=z.dtype) - jax.nn.one_hot(c, classes, dtype=z.dtype)[None]
         gradient = vjp(direction)[0].reshape(len(x), -1)
         return jnp.sqrt(jnp.sum(gradient**2, axis=1)) if norm == "l2" else jnp.sum(jnp.abs(gradient), axis=1)
 
@@ -102,7 +103,9 @@ def checks(
             f, x, y, key, epsilon=epsilon, step_size=2.5 * epsilon / steps, num_steps=steps, **options
         )
 
-    single = survivors(lambda f, x, y, k, e: attacks.pgd(f, x, y, k, epsilon=e, step_size=e, num_steps=1, **options), epsilon)
+    single = survivors(
+        lambda f, x, y, k, e: attacks.pgd(f, x, y, k, epsilon=e, step_size=e, num_steps=1, **options), epsilon
+    )
     by_steps = [survivors(pgd(n), epsilon) for n in num_steps]
     wider = survivors(pgd(num_steps[-1]), 2 * epsilon)
     everything = survivors(pgd(num_steps[-1]), whole)
@@ -115,7 +118,7 @@ def checks(
     findings = {
         "zero gradient": (zero_gradient_share(f, x, y, batch_size=batch_size), 0.0),
         "square gains": (float((strong & ~searched).mean()), tolerance),
-        "more steps": (max(b - a for a, b in zip(shares, shares[1:], strict=False)), tolerance),
+        "more steps": (max(b - a for a, b in itertools.pairwise(shares)), tolerance),
         "larger epsilon": (float(wider.mean()) - shares[-1], tolerance),
         "unbounded": (float(everything.mean()), 0.0),
         "noise": (float(single.mean()) - float(noise.mean()), tolerance),

@@ -89,8 +89,9 @@ def classification_loss(
 
     Returns:
         loss(params, state, batch, keys) -> (loss, (model_state, metrics)) for `make_train_step`; batch a dict of
-        image [B, ...] and label, integers [B] or distributions [B, C]. Metrics: cross_entropy, accuracy, and with a penalty penalty (estimate
-        of mean ||J||_F^2) and penalty_error (its standard error), NaN on the steps that lazy leaves out.
+        image [B, ...] and label, integers [B] or distributions [B, C]. Metrics: cross_entropy, accuracy, and with a
+        penalty penalty (estimate of mean ||J||_F^2) and penalty_error (its standard error), NaN on the steps that lazy
+        leaves out.
 
     Raises:
         ValueError: lazy below 1; num_projections neither an integer nor "exact".

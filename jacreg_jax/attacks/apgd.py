@@ -171,9 +171,7 @@ def _run(f, x, y, keys, objective, is_ce, epsilon, norm, num_steps, rho, bounds,
         x_adv = move(s, i)
         gradient, loss, fooled = evaluate(x_adv)
         new = fooled & ~s.done
-        s = s._replace(
-            fooling=_where(new, x_adv, s.fooling), done=s.done | new, steps=jnp.where(new, i + 1, s.steps)
-        )
+        s = s._replace(fooling=_where(new, x_adv, s.fooling), done=s.done | new, steps=jnp.where(new, i + 1, s.steps))
         higher = loss > s.loss_best
         s = s._replace(
             x_old=s.x_adv,

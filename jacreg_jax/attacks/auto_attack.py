@@ -18,13 +18,12 @@ def standard_ensemble(*, norm: Norm = "linf", num_queries: int = 5000, bounds=(0
     FAB finds distances; what lies beyond epsilon counts as not fooled.
     """
     options = {"norm": norm, "bounds": bounds}
-    attacks = {
+    return {
         "apgd-ce": partial(_at, apgd, options),
         "apgd-t": partial(_at, apgd_targeted, options),
         "fab-t": partial(_fab_within, options),
         "square": partial(_at, square, options | {"num_queries": num_queries}),
     }
-    return attacks
 
 
 def auto_attack(

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jacreg_jax.attacks.losses import margin
@@ -78,7 +79,7 @@ def carlini_wagner(
     check_inputs(x, y, bounds, confidence=confidence)
     check_count("num_steps", num_steps)
     check_count("num_searches", num_searches)
-    if not 0 < jnp.float32(smoother) < 1:
+    if not 0 < np.float32(smoother) < 1:
         raise ValueError(f"smoother must lie between 0 and 1 in float32, got {smoother}")
     centre, half = (bounds[0] + bounds[1]) / 2, (bounds[1] - bounds[0]) / 2
     start = jnp.arctanh(smoother * (x - centre) / half)
@@ -95,7 +96,9 @@ def carlini_wagner(
     def step(i, carry, const, first):
         delta, moments, best, found = carry
         gradient, (x_adv, squared, fooled) = jax.grad(objective, has_aux=True)(delta, const)
-        best = _keep(fooled & (squared < best.squared), best, _Best(x_adv, squared, jnp.full_like(best.step, first + i)))
+        best = _keep(
+            fooled & (squared < best.squared), best, _Best(x_adv, squared, jnp.full_like(best.step, first + i))
+        )
         updates, moments = optimizer.update(gradient, moments)
         return optax.apply_updates(delta, updates), moments, best, found | fooled
 

@@ -134,7 +134,7 @@ def project_to_plane(u, w, offset, norm: Norm) -> jax.Array:
         i, s, _ = carry
         d = move(s)
         missing = gap + jnp.sum(normal * d, axis=1, keepdims=True)
-        is_free = (d > -flat) & (d < 1 - flat)
+        is_free = jnp.where(v > 0, d > -flat, d < 1 - flat)  # a pixel moves against v
         slope = jnp.sum(jnp.where(is_free, normal * v, 0), axis=1, keepdims=True)
         # nothing left to move: the plane does not meet the box
         s = s + jnp.where(slope > 0, jnp.maximum(missing, 0) / jnp.where(slope > 0, slope, 1), 0)

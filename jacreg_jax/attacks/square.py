@@ -108,7 +108,7 @@ def _window(key, side, image):
     """[H, W] bool: a square of this side at a random place."""
     places = jax.random.randint(key, (2,), 0, jnp.maximum(jnp.asarray(image) - side, 1))
     inside = [(jnp.arange(n) >= p) & (jnp.arange(n) < p + side) for n, p in zip(image, places, strict=True)]
-    return inside[0][:, None] & inside[1], places
+    return inside[0][:, None] & inside[1][None, :], places
 
 
 def _signs(key, shape):
@@ -128,7 +128,7 @@ def _linf(x, radius, sizes, bounds):
         def change(key):
             where, which = jax.random.split(key)
             window, _ = _window(where, jnp.asarray(sizes)[i], image)
-            return window[:, :, None] * _signs(which, (channels,))
+            return window[:, :, None] * _signs(which, (1, 1, channels))
 
         return within(x_adv + 2 * radius * jax.vmap(change)(keys))
 
@@ -157,7 +157,7 @@ def _l2(x, radius, sizes, bounds):
                     at = [f + side * n for f, n in zip(first, (row, column), strict=True)]
                     if at[0] + side > image[0] or at[1] + side > image[1]:
                         continue
-                    bump = tile[jax.random.randint(turn, (), 0, 2)][:, :, None] * _signs(sign, (channels,))
+                    bump = tile[jax.random.randint(turn, (), 0, 2)][:, :, None] * _signs(sign, (1, 1, channels))
                     delta = delta.at[at[0] : at[0] + side, at[1] : at[1] + side].add(bump)
             return delta
 
@@ -174,7 +174,7 @@ def _l2(x, radius, sizes, bounds):
             other, _ = _window(second, side, image)
             norm = lambda mask: jnp.sqrt(jnp.sum((delta * mask[:, :, None]) ** 2, axis=(0, 1), keepdims=True))
             bump = jnp.roll(bumps[jnp.asarray(index)[i], jax.random.randint(turn, (), 0, 2)], place, (0, 1))
-            new = bump[:, :, None] * _signs(sign, (channels,))
+            new = bump[:, :, None] * _signs(sign, (1, 1, channels))
             new = new + delta * window[:, :, None] / (1e-12 + norm(window))
             new = new / (1e-12 + jnp.sqrt(jnp.sum(new**2, axis=(0, 1), keepdims=True)))
             new = new * jnp.sqrt(spare / channels + norm(window | other) ** 2)
