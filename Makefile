@@ -2,7 +2,7 @@ PYTHON ?= python3
 DATASET ?= digits
 BIN := .venv/bin
 
-.PHONY: venv peers demo test check-slow lint format report notebooks lock clean
+.PHONY: venv peers demo test check-slow bench lint format report notebooks lock clean
 
 venv: .venv/.done  ## the environment with all that the tests need, from the lock file
 
@@ -34,6 +34,9 @@ lint: .venv/.done
 format: .venv/.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: .venv/.peers  ## what a step costs beside PyTorch, and an attack beside foolbox and pyautoattack: about 15 minutes
+	$(BIN)/python -m experiments.benchmarks
 
 report: .venv/.done  ## tables and pages from the committed results; trains nothing
 	$(BIN)/python -m experiments.report

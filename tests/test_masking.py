@@ -112,7 +112,7 @@ def test_adversarial_training_helps_against_fgsm(digits):
 
 
 def test_distillation_masks_gradients(digits):
-    """T = 100 as in the paper's footnote: at T = 1 naive FGSM finds little, at T = 100 what it finds without defence."""
+    """T = 100 as in the paper's footnote: at T = 1 naive FGSM finds little, at T = 100 much more."""
     image, label, x, y = digits
     teacher = train(image, label, jax.random.key(0), temperature=100.0, rate=50.0)
     taught = soft_labels(teacher, image, temperature=100.0)

@@ -8,7 +8,7 @@ import tyro
 from tqdm import tqdm
 
 from experiments import plots, record
-from experiments.benchmarks import step_cost
+from experiments.benchmarks import attack_cost, step_cost
 from experiments.benchmarks.step_cost import VARIANTS, jax_case, scan_case, torch_case
 from experiments.benchmarks.torch_worker import Worker
 from jacreg_jax import host_memory
@@ -20,10 +20,11 @@ class Config:
 
     models: tuple[str, ...] = ("lenet", "ddnet", "resnet18")
     variants: tuple[str, ...] = tuple(VARIANTS)
-    rounds: int = 7
-    seconds: float = 1.0  # of one measurement
+    rounds: int = 5
+    seconds: float = 0.7  # of one measurement
     torch: bool = True
     compiled_torch: bool = True
+    attacks: bool = True  # with foolbox and pyautoattack beside them
     lax: bool = True  # XLA's own convolutions, too
     batch_size: int = 0  # 0: 100, and 32 for resnet18 on CPU
     output: str = "benchmark_steps"
@@ -67,7 +68,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main(config: Config):
-    """Time every model in turn, print the table, write results/NAME_BACKEND.json."""
+    """Time every model in turn, then the attacks; print tables, write results/NAME_BACKEND.json."""
     host_memory.keep_freed_memory()
     worker = Worker(os.cpu_count()) if config.torch else None
     rows = []
@@ -77,7 +78,16 @@ def main(config: Config):
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
         rows += [case.row() for case in cases]
         print(table([r for r in rows if r["model"] == model]))
-    result = {"config": dataclasses.asdict(config), "environment": record.environment(), "rows": rows}
+    attack_rows = []
+    if config.attacks and worker:
+        attack_rows = attack_cost.measure(worker)
+        print(attack_cost.table(attack_rows))
+    result = {
+        "config": dataclasses.asdict(config),
+        "environment": record.environment(),
+        "rows": rows,
+        "attacks": attack_rows,
+    }
     if config.output:
         record.write_json(record.RESULTS / f"{config.output}_{jax.default_backend()}.json", result)
 

@@ -53,7 +53,30 @@ def _serve(pipe, threads: int):
             pipe.send(error)
 
 
-def _make(model, penalty, compiled, device, image, label):
+def _make(kind, *arguments):
+    return _make_apgd(*arguments) if kind == "apgd" else _make_step(kind, *arguments)
+
+
+def _make_apgd(batch_size, steps):
+    """run(k) of pyautoattack's APGD on LeNet' and a batch of images, in a ball too small to fool anything."""
+    import torch
+    from pyautoattack.autopgd_base import APGDAttack
+
+    from experiments.benchmarks import torch_twin
+
+    model = torch_twin.lenet().eval()
+    x = torch.rand(batch_size, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(1)
+    attack = APGDAttack(model, n_iter=steps, norm="Linf", eps=1e-6, seed=0, device="cpu")
+
+    def run(count):
+        for _ in range(count):
+            attack.perturb(x, y)
+
+    return run
+
+
+def _make_step(model, penalty, compiled, device, image, label):
     """run(k) of the twin's training step on one batch; image [B, C, H, W]."""
     import torch
 
