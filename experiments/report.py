@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments import plots, record
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md",)
+PAGES = ("README.md", "docs/performance.md")
 
 
 def demo_table(result: dict) -> str:
@@ -46,12 +46,89 @@ def demo() -> str:
     return "\n\n".join(parts)
 
 
-BLOCKS = {"demo": demo}
+# measure, (model, variant, framework) over (model, variant, framework), bar, whether larger is better
+BARS = (
+    ("LeNet' plain, torch / ours", ("lenet", "plain", "torch"), ("lenet", "plain", "jacreg_jax"), 1.3, True),
+    ("LeNet' n = 1, torch / ours", ("lenet", "n = 1", "torch"), ("lenet", "n = 1", "jacreg_jax"), 2.0, True),
+    ("LeNet' exact, torch / ours", ("lenet", "exact", "torch"), ("lenet", "exact", "jacreg_jax"), 1.5, True),
+    ("DDNet plain, torch / ours", ("ddnet", "plain", "torch"), ("ddnet", "plain", "jacreg_jax"), 0.7, True),
+    ("DDNet n = 1, torch / ours", ("ddnet", "n = 1", "torch"), ("ddnet", "n = 1", "jacreg_jax"), 0.8, True),
+    ("ResNet-18 n = 1, torch / ours", ("resnet18", "n = 1", "torch"), ("resnet18", "n = 1", "jacreg_jax"), 0.7, True),
+    ("LeNet' n = 1 / plain", ("lenet", "n = 1", "jacreg_jax"), ("lenet", "plain", "jacreg_jax"), 2.2, False),
+    ("DDNet n = 1 / plain", ("ddnet", "n = 1", "jacreg_jax"), ("ddnet", "plain", "jacreg_jax"), 2.2, False),
+    (
+        "LeNet' sample_fraction 1/4 / plain",
+        ("lenet", "sample_fraction 1/4", "jacreg_jax"),
+        ("lenet", "plain", "jacreg_jax"),
+        1.4,
+        False,
+    ),
+    (
+        "DDNet sample_fraction 1/4 / plain",
+        ("ddnet", "sample_fraction 1/4", "jacreg_jax"),
+        ("ddnet", "plain", "jacreg_jax"),
+        1.4,
+        False,
+    ),
+    (
+        "scan of 100 steps / 100 calls, LeNet' plain",
+        ("lenet", "plain", "jacreg_jax, scan of 100"),
+        ("lenet", "plain", "jacreg_jax"),
+        1.05,
+        False,
+    ),
+    (
+        "scan of 100 steps / 100 calls, LeNet' n = 1",
+        ("lenet", "n = 1", "jacreg_jax, scan of 100"),
+        ("lenet", "n = 1", "jacreg_jax"),
+        1.05,
+        False,
+    ),
+)
+
+
+def bars() -> str:
+    """The goals set beforehand, what was measured, and whether it holds."""
+    path = record.RESULTS / "benchmark_steps_cpu.json"
+    rows = {(r["model"], r["variant"], r["framework"]): r for r in json.loads(path.read_text())["rows"]}
+    lines = []
+    for label, above, below, bar, larger in BARS:
+        if above not in rows or below not in rows:
+            lines.append([label, "", "not run", ""])
+            continue
+        ratio = rows[above]["ms"] / rows[below]["ms"]
+        met = ratio >= bar if larger else ratio <= bar
+        lines.append([label, f"{'>=' if larger else '<='} {bar:g}", f"{ratio:.2f}", "yes" if met else "no"])
+    exact, plain = (rows["lenet", variant, "jacreg_jax"]["temporary_bytes"] for variant in ("exact", "plain"))
+    lines.append(
+        [
+            "LeNet' exact / plain, temporary memory",
+            "<= 4",
+            f"{exact / plain:.2f}",
+            "yes" if exact <= 4 * plain else "no",
+        ]
+    )
+    return plots.table(["measure", "goal", "measured", "met"], lines)
+
+
+def benchmark() -> str:
+    """Every row of the step benchmark and of the attack benchmark."""
+    from experiments.benchmarks import __main__ as steps, attack_cost
+
+    result = json.loads((record.RESULTS / "benchmark_steps_cpu.json").read_text())
+    environment = result["environment"]
+    where = f"`make bench`, {environment['devices'][0]}, jax {environment['jax']}, {result['config']['rounds']} rounds."
+    return "\n\n".join([where, steps.table(result["rows"]), attack_cost.table(result["attacks"])])
+
+
+BLOCKS = {"demo": demo, "bars": bars, "benchmark": benchmark}
 
 
 def rebuild(text: str) -> str:
     """The page with every block made anew."""
     for name, make in BLOCKS.items():
+        if f"<!-- results:{name} -->" not in text:
+            continue
         pattern = re.compile(f"(<!-- results:{name} -->\n).*?(<!-- /results:{name} -->)", re.DOTALL)
         text = pattern.sub(lambda match, make=make: f"{match[1]}{make()}\n{match[2]}", text)
     return text

@@ -291,7 +291,7 @@ def test_apgd_checkpoints():
 def test_square_sizes():
     sides = _sizes(5000, 0.8, (28, 28), "linf")
     assert sides[0] == 25
-    assert sides[-1] == 1
+    assert sides[-1] == 2
     assert (np.diff(sides) <= 0).all()
     assert (_sizes(5000, 0.8, (28, 28), "l2") % 2 == 1).all()
 

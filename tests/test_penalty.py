@@ -152,3 +152,48 @@ def test_bad_input(small_mlp, key):
         jr.value_and_penalty(lambda x: f(x)[:2], x, key)
     with pytest.raises(TypeError, match="key must be a typed key"):
         jr.value_and_penalty(f, x, None, sample_fraction=0.5)
+
+
+@pytest.mark.parametrize("activation", [jnp.tanh, jax.nn.relu], ids=["tanh", "relu"])
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 100])
+@pytest.mark.parametrize("num_projections", [3, 4, "exact"])
+def test_accumulated_mean_equals_the_plain_one(key, activation, chunk_size, num_projections):
+    """Value, norms and gradients in parameters and input, whatever the chunks; jit inside grad and grad inside jit."""
+    params = mlp_params(key, (6, 7, 5, 4))
+    x = jax.random.normal(key, (8, 6))
+    options = {"num_projections": num_projections}
+
+    def chunked(params, x):
+        f = lambda x: mlp(params, x, activation)
+        return jr.value_and_mean_frobenius_sq(f, x, key, chunk_size=chunk_size, **options)[1]
+
+    def plain(params, x):
+        f = lambda x: mlp(params, x, activation)
+        if num_projections == "exact":
+            return jr.value_and_exact_frobenius_sq(f, x)[1].mean()
+        return jr.value_and_frobenius_sq(f, x, key, **options)[1].mean()
+
+    np.testing.assert_allclose(chunked(params, x), plain(params, x), rtol=1e-5)
+    expected = jax.grad(plain, (0, 1))(params, x)
+    for gradient in (jax.jit(jax.grad(chunked, (0, 1))), jax.grad(jax.jit(chunked), (0, 1))):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), gradient(params, x), expected)
+
+
+def test_accumulated_mean_under_forward_over_reverse(key):
+    """A Hessian-vector product of the penalised loss, jvp of grad."""
+    params = mlp_params(key, (6, 7, 4))
+    x = jax.random.normal(key, (8, 6))
+    loss = lambda chunk_size: lambda p: jr.value_and_exact_penalty(lambda x: mlp(p, x), x, chunk_size=chunk_size)[1]
+    product = lambda f: jax.jvp(jax.grad(f), (params,), (jax.tree.map(jnp.sin, params),))[1]
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), product(loss(1)), product(loss(10))
+    )
+
+
+def test_norms_of_the_mean_carry_no_gradient(key):
+    params = mlp_params(key, (6, 7, 4))
+    x = jax.random.normal(key, (8, 6))
+    norms = lambda p: jr.value_and_mean_frobenius_sq(lambda x: mlp(p, x), x, num_projections="exact")[2].sum()
+    assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(norms)(params)))
+    exact = jr.exact_frobenius_sq(lambda x: mlp(params, x), x)
+    np.testing.assert_allclose(norms(params), exact.sum(), rtol=1e-5)

@@ -21,7 +21,7 @@ from jacreg_jax.attacks.result import (
     zero_gradient,
 )
 
-# queries, of 10,000, after which the share of pixels in a square is halved
+# queries after which the share of pixels in a square is halved
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
@@ -97,8 +97,7 @@ def square(
 
 def _sizes(num_queries: int, initial_share: float, image: tuple[int, int], norm: Norm) -> np.ndarray:
     """Side of the square of every query."""
-    spent = (np.arange(num_queries) / num_queries * 10_000).astype(int)
-    share = initial_share / 2.0 ** np.searchsorted(_HALVINGS, spent, side="left")
+    share = initial_share / 2.0 ** np.searchsorted(_HALVINGS, np.arange(num_queries), side="left")
     sides = np.round(np.sqrt(share * image[0] * image[1])).astype(int)
     sides = np.maximum(sides, 1) if norm == "linf" else np.maximum(sides, 3) | 1  # odd ones in L2
     return np.minimum(sides, min(image))

@@ -1,0 +1,39 @@
+"""host_memory.py: the setting is taken, pages of a large temporary are kept, and bad limits are named."""
+
+import subprocess
+import sys
+
+import pytest
+
+from jacreg_jax import host_memory
+
+SCRIPT = """
+import resource, sys
+from jacreg_jax import host_memory
+if sys.argv[1] == "kept":
+    assert host_memory.keep_freed_memory()
+import jax, jax.numpy as jnp
+f = jax.jit(lambda x: jnp.sort(jnp.outer(x, x), axis=0).sum())
+x = jnp.arange(4096.0)  # a temporary of 64 MiB
+for _ in range(3):
+    f(x).block_until_ready()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    f(x).block_until_ready()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) // 5)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's setting")
+def test_large_temporaries_keep_their_pages():
+    faults = {}
+    for name in ("given back", "kept"):
+        out = subprocess.run([sys.executable, "-c", SCRIPT, name], capture_output=True, text=True, check=True).stdout
+        faults[name] = int(out)
+    assert faults["kept"] < faults["given back"] / 2, faults
+
+
+def test_limits():
+    for limit in (0, 2**31):
+        with pytest.raises(ValueError, match=f"limit must be between 1 and .*, got {limit}"):
+            host_memory.keep_freed_memory(limit)
