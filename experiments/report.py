@@ -89,8 +89,8 @@ BARS = (
 
 def bars() -> str:
     """The goals set beforehand, what was measured, and whether it holds."""
-    path = record.RESULTS / "benchmark_steps_cpu.json"
-    rows = {(r["model"], r["variant"], r["framework"]): r for r in json.loads(path.read_text())["rows"]}
+    results = [benchmark_result(model) for model in ("lenet", "ddnet", "resnet18")]
+    rows = {(r["model"], r["variant"], r["framework"]): r for result in results if result for r in result["rows"]}
     lines = []
     for label, above, below, bar, larger in BARS:
         if above not in rows or below not in rows:
@@ -115,10 +115,22 @@ def benchmark() -> str:
     """Every row of the step benchmark and of the attack benchmark."""
     from experiments.benchmarks import __main__ as steps, attack_cost
 
-    result = json.loads((record.RESULTS / "benchmark_steps_cpu.json").read_text())
-    environment = result["environment"]
-    where = f"`make bench`, {environment['devices'][0]}, jax {environment['jax']}, {result['config']['rounds']} rounds."
-    return "\n\n".join([where, steps.table(result["rows"]), attack_cost.table(result["attacks"])])
+    parts = []
+    for name, table in (("lenet", steps), ("ddnet", steps), ("resnet18", steps), ("attacks", attack_cost)):
+        result = benchmark_result(name)
+        if result is None:
+            parts.append(f"{name}: not run")
+            continue
+        environment = result["environment"]
+        where = f"{name}: {environment['devices'][0]}, jax {environment['jax']}, {result['config']['rounds']} rounds."
+        parts += [where + " " + result.get("note", ""), table.table(result["rows"])]
+    return "\n\n".join(part.strip() for part in parts)
+
+
+def benchmark_result(name: str) -> dict | None:
+    """What `make bench` wrote of a model, or of the attacks."""
+    path = record.RESULTS / f"benchmark_{name}_cpu.json"
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 BLOCKS = {"demo": demo, "bars": bars, "benchmark": benchmark}

@@ -58,7 +58,7 @@ def sgd(learning_rate, *, momentum: float = 0.9, weight_decay: float = 0.0) -> o
 def classification_loss(
     apply: Callable,
     *,
-    lambda_jr: float = 0.0,
+    lambda_jr: float | Callable = 0.0,
     num_projections: int | Literal["exact"] = 1,
     probe: Probe = "sphere",
     sample_fraction: float = 1.0,
@@ -73,7 +73,8 @@ def classification_loss(
     Args:
         apply: (params, model_state, x, key) -> (logits [B, C], model_state) in train mode, as `models.train_mode`
             makes it. It is called once: supervised and penalty branch share the dropout mask.
-        lambda_jr: coefficient; 0 leaves the penalty out of the program.
+        lambda_jr: coefficient, or a schedule of the step such as `schedules.lambda_ramp`; 0 leaves the penalty out of
+            the program.
         num_projections: n, or "exact" for the sum over all C basis vectors.
         probe: see `value_and_penalty`.
         sample_fraction: share of the batch that is penalised.
@@ -137,7 +138,8 @@ def classification_loss(
                 metrics = dict.fromkeys(("penalty", "penalty_error"), jnp.full_like(jnp.max(z), jnp.nan))
             cross_entropy, hits = _cross_entropy(z, label)
             metrics |= {"cross_entropy": cross_entropy, "accuracy": jnp.mean(hits)}
-            return joint_loss(cross_entropy, weight * penalty, lambda_jr=lambda_jr), (model_state, metrics)
+            coefficient = lambda_jr(state.step) if callable(lambda_jr) else lambda_jr
+            return joint_loss(cross_entropy, weight * penalty, lambda_jr=coefficient), (model_state, metrics)
 
         return loss
 

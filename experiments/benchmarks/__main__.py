@@ -27,7 +27,7 @@ class Config:
     attacks: bool = True  # with foolbox and pyautoattack beside them
     lax: bool = True  # XLA's own convolutions, too
     batch_size: int = 0  # 0: 100, and 32 for resnet18 on CPU
-    output: str = "benchmark_steps"
+    save: bool = True
 
 
 def cases_of(model: str, config: Config, worker: Worker | None):
@@ -68,28 +68,28 @@ def table(rows: list[dict]) -> str:
 
 
 def main(config: Config):
-    """Time every model in turn, then the attacks; print tables, write results/NAME_BACKEND.json."""
+    """Time every model in turn, then the attacks; print tables, write results/benchmark_NAME_BACKEND.json."""
     host_memory.keep_freed_memory()
     worker = Worker(os.cpu_count()) if config.torch else None
-    rows = []
     for model in config.models:
         cases = list(cases_of(model, config, worker))
         bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False)
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
-        rows += [case.row() for case in cases]
-        print(table([r for r in rows if r["model"] == model]))
-    attack_rows = []
+        rows = [case.row() for case in cases]
+        print(table(rows), flush=True)
+        write(model, rows, config)
     if config.attacks and worker:
-        attack_rows = attack_cost.measure(worker)
-        print(attack_cost.table(attack_rows))
-    result = {
-        "config": dataclasses.asdict(config),
-        "environment": record.environment(),
-        "rows": rows,
-        "attacks": attack_rows,
-    }
-    if config.output:
-        record.write_json(record.RESULTS / f"{config.output}_{jax.default_backend()}.json", result)
+        rows = attack_cost.measure(worker)
+        print(attack_cost.table(rows))
+        write("attacks", rows, config)
+
+
+def write(name: str, rows: list[dict], config: Config):
+    """One file a model: its ratios are of one run."""
+    if config.save:
+        settings = {"config": dataclasses.asdict(config), "environment": record.environment()}
+        path = record.RESULTS / f"benchmark_{name}_{jax.default_backend()}.json"
+        record.write_json(path, settings | {"rows": rows})
 
 
 if __name__ == "__main__":
