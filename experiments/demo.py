@@ -8,6 +8,7 @@ Leaves:     runs/demo/demo_DATASET.json and .png; with --commit also in experime
 
 import dataclasses
 import time
+from functools import partial
 from typing import Literal
 
 import jax
@@ -73,8 +74,9 @@ def train(config: Config, lambda_jr: float, data):
         preprocess=datasets.MNIST.normalize,
     )
     steps = training.make_train_steps(loss, optimizer)
-    options = {"num_steps": config.num_steps, "batch_size": config.batch_size, "seed": config.seed}
-    state, history = runner.train(steps, state, data, label=f"lambda_jr = {lambda_jr:g}", **options)
+    order = partial(runner.batch_indices, config.seed, batch_size=config.batch_size, num_samples=len(data["label"]))
+    label = f"lambda_jr = {lambda_jr:g}"
+    state, history = runner.train(steps, state, data, order, num_steps=config.num_steps, label=label)
     return module, state.params, history[-1]
 
 

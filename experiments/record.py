@@ -1,21 +1,59 @@
 """Results and logs on disk, written whole or not at all."""
 
+import functools
 import json
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
-RUNS = Path("runs")  # raw runs, ignored by git
+import numpy as np
+
+RUNS = Path("runs")  # raw runs and checkpoints, ignored by git
 RESULTS = Path(__file__).parent / "results"  # small json and figures, committed
 
 
-def write_json(path: Path, content) -> None:
-    """Write content to path atomically: a reader sees the old file or the new one, never half of one."""
+def write_text(path: Path, text: str) -> None:
+    """Write text to path atomically: a reader sees the old file or the new one, never half of one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
+    partial.write_text(text)
     partial.replace(path)
+
+
+def write_json(path: Path, content) -> None:
+    """Write content to path atomically."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_arrays(path: Path, arrays: dict) -> None:
+    """Write named arrays to an .npz atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.npz")
+    np.savez(partial, **arrays)
+    partial.replace(path)
+
+
+def is_done(path: Path, config: dict) -> bool:
+    """Whether path holds the result of this configuration.
+
+    Raises:
+        ValueError: it holds the result of another, which is left as it is.
+    """
+    if not path.exists():
+        return False
+    found, config = json.loads(path.read_text())["config"], json.loads(json.dumps(config))
+    if found != config:
+        keys = sorted(found.keys() | config.keys())
+        changed = {k: (found.get(k), config.get(k)) for k in keys if found.get(k) != config.get(k)}
+        raise ValueError(
+            f"{path} is the result of another configuration; (there, here) of what differs: {changed}. "
+            "Choose another folder with --out, or remove it"
+        )
+    return True
 
 
 def save_figure(figure, path: Path) -> None:
@@ -27,9 +65,27 @@ def save_figure(figure, path: Path) -> None:
 
 
 def environment() -> dict:
-    """Versions and devices that a result depends on."""
+    """Versions, devices, commit and command that a result depends on."""
     import jax
 
     packages = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
     devices = sorted({device.device_kind for device in jax.devices()})
-    return {"python": platform.python_version(), **packages, "devices": devices, "device_count": jax.device_count()}
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "devices": devices,
+        "device_count": jax.device_count(),
+        "commit": commit(),
+        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+    }
+
+
+@functools.cache
+def commit() -> str | None:
+    """Commit of the checkout, with a + where files differ from it; None outside of one."""
+    try:
+        options = {"cwd": RESULTS.parent, "capture_output": True, "text": True, "check": True}
+        run = lambda *arguments: subprocess.run(["git", *arguments], **options).stdout
+        return run("rev-parse", "--short=12", "HEAD").strip() + ("+" if run("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

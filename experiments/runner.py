@@ -1,9 +1,17 @@
-"""The training loop of every experiment: many steps a dispatch, a progress bar, a stop where a number is not finite."""
+"""The training loop of every experiment: many steps a dispatch, a progress bar, checkpoints, a stop at what is not
+finite. A run that is killed goes on from its last checkpoint and ends with the numbers of one that was not.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from tqdm import tqdm
 
+from experiments import record
 from jacreg_jax import datasets, training
 
 
@@ -22,38 +30,129 @@ def batch_indices(seed: int, first_step: int, num_steps: int, batch_size: int, n
     return np.asarray(rows, np.int32)
 
 
-def train(steps, state, data, *, num_steps: int, batch_size: int, seed: int, dispatch: int = 50, label: str = ""):
+def train(
+    steps: Callable,
+    state,
+    data,
+    indices: Callable,
+    *,
+    num_steps: int,
+    dispatch: int = 50,
+    label: str = "",
+    folder: Path | None = None,
+    checkpoint_every: int = 5000,
+    observe: Callable | None = None,
+    observe_every: int = 5000,
+):
     """Train to step num_steps and return (state, history): one row of mean metrics for each dispatch.
 
     Args:
         steps: from `training.make_train_steps`.
-        state: a TrainState; training goes on from its step.
+        state: a TrainState, or one of several models trained together, with a leading axis; training goes on from
+            its step, or from the last checkpoint in folder.
         data: {"image": [N, ...], "label": [N]}, on the device.
+        indices: (first_step, count) -> rows [T, B], or [models, T, B].
         num_steps: where to stop.
-        batch_size: B; the whole data set where it equals N.
-        seed: of the data order.
         dispatch: steps compiled into one call.
         label: shown in front of the progress bar.
+        folder: for checkpoints and metrics.jsonl; None keeps nothing.
+        checkpoint_every: steps; a multiple of dispatch.
+        observe: state -> metrics of the test set, every observe_every steps.
+        observe_every: steps; a multiple of dispatch.
 
     Raises:
         NonFiniteError: with the step; its `state` is the last good one.
+        ValueError: intervals that are no multiples of dispatch.
     """
-    num_samples = len(data["label"])
-    history, step = [], int(state.step)
-    with tqdm(total=num_steps, initial=step, desc=label, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
-        while step < num_steps:
-            count = min(dispatch, num_steps - step)
-            indices = batch_indices(seed, step, count, batch_size, num_samples)
-            state, metrics = steps(state, data, indices)
-            metrics = jax.device_get(metrics)
-            step += count
-            try:
-                training.check_finite(metrics, step)
-            except training.NonFiniteError as error:
-                error.state = state
-                raise
-            row = {name: float(np.nanmean(value)) for name, value in metrics.items() if not np.isnan(value).all()}
-            history.append({"step": step, **row})
-            bar.update(count)
-            bar.set_postfix({k: f"{row[k]:.3g}" for k in ("loss", "accuracy", "penalty") if k in row})
+    if checkpoint_every % dispatch or observe_every % dispatch:
+        raise ValueError(
+            f"checkpoint_every and observe_every must be multiples of dispatch, {dispatch}; "
+            f"got {checkpoint_every} and {observe_every}"
+        )
+    with Log(folder) as log:
+        state, history = log.restore(state)
+        step = int(np.max(state.step))
+        with tqdm(total=num_steps, initial=step, desc=label, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
+            while step < num_steps:
+                count = min(dispatch, num_steps - step)
+                state, metrics = steps(state, data, indices(step, count))
+                metrics = jax.device_get(metrics)
+                step += count
+                _check_finite(metrics, step, state)
+                row = {"step": step, **_means(metrics)}
+                if observe and (step % observe_every == 0 or step == num_steps):
+                    row |= observe(state)
+                history.append(row)
+                log.write(row)
+                if step % checkpoint_every == 0 or step == num_steps:
+                    log.save(step, state)
+                bar.update(count)
+                bar.set_postfix({k: f"{np.mean(row[k]):.3g}" for k in ("loss", "accuracy", "penalty") if k in row})
     return state, history
+
+
+def _means(metrics: dict) -> dict:
+    """Mean over the steps, without those that lazy penalties leave out; a list where models train together."""
+    rows = {name: np.asarray(value) for name, value in metrics.items()}
+    return {name: np.nanmean(v, axis=-1).tolist() for name, v in rows.items() if not np.isnan(v).all()}
+
+
+def _check_finite(metrics: dict, step: int, state):
+    members = np.atleast_2d(metrics["loss"]).shape[0]
+    for i in range(members):
+        try:
+            training.check_finite({name: np.atleast_2d(value)[i] for name, value in metrics.items()}, step)
+        except training.NonFiniteError as error:
+            error.state = state
+            if members > 1:
+                error.args = (f"model {i} of {members}: {error}",)
+            raise
+
+
+class Log:
+    """metrics.jsonl and Orbax checkpoints in one folder; does nothing where folder is None."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder and Path(folder).absolute()
+
+    def __enter__(self):
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+            self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+            self.metrics = self.folder / "metrics.jsonl"
+        return self
+
+    def __exit__(self, *error):
+        if self.folder:
+            self.manager.close()
+
+    def restore(self, state):
+        """The state of the last checkpoint, and the metrics up to it; what was logged after it is dropped."""
+        last = self.manager.latest_step() if self.folder else None
+        if last is None:
+            if self.folder and self.metrics.exists():
+                self.metrics.unlink()
+            return state, []
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        state = self.manager.restore(last, args=ocp.args.StandardRestore(abstract))
+        # a line that was cut off while it was written lies after the checkpoint
+        history = []
+        for line in self.metrics.read_text().splitlines():
+            row = json.loads(line) if line.endswith("}") else {"step": last + 1}
+            if row["step"] > last:
+                break
+            history.append(row)
+        record.write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in history))
+        return state, history
+
+    def write(self, row: dict):
+        """Append one line."""
+        if self.folder:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def save(self, step: int, state):
+        """A checkpoint: whole, or not there."""
+        if self.folder:
+            self.manager.save(step, args=ocp.args.StandardSave(state))

@@ -211,7 +211,9 @@ def make_train_step(
     return sharding.map_over_devices(partial(_update, loss, optimizer), mesh, backend, donate=donate)
 
 
-def make_train_steps(loss: Callable, optimizer: optax.GradientTransformation, *, donate: bool = True) -> Callable:
+def make_train_steps(
+    loss: Callable, optimizer: optax.GradientTransformation, *, donate: bool = True, together: bool = False
+) -> Callable:
     """Many training steps in one dispatch: steps(state, data, indices) -> (state, metrics [T]).
 
     The data set lives on the device and every batch is gathered there, so that the host is idle between logs. From
@@ -221,6 +223,8 @@ def make_train_steps(loss: Callable, optimizer: optax.GradientTransformation, *,
         loss: as for `make_train_step`.
         optimizer: an optax transformation.
         donate: reuse the buffers of the old state.
+        together: train M models in one program; every leaf of the state, the indices and the metrics then has a
+            leading axis [M], and each model comes out as it would alone.
 
     Returns:
         Compiled function of the state, the data (pytree of [N, ...]) and integer indices [T, B].
@@ -236,6 +240,8 @@ def make_train_steps(loss: Callable, optimizer: optax.GradientTransformation, *,
 
         return jax.lax.scan(body, state, (jnp.arange(indices.shape[0]), indices))
 
+    if together:
+        steps = jax.vmap(steps, in_axes=(0, None, 0))
     return jax.jit(steps, donate_argnums=(0,) if donate else ())
 
 

@@ -165,7 +165,7 @@ def test_ensemble_against_pyautoattack(trained, torch, norm, epsilon):
 
 def peer_accuracy(peer, model, x, y) -> float:
     peer.square.n_queries, peer.apgd.n_restarts, peer.fab.n_restarts = 1000, 1, 1
-    adversarial = peer.run_standard_evaluation(x, y, batch_size=250)
+    adversarial, *_ = peer.run_standard_evaluation(x, y, batch_size=250)
     return float((model(adversarial).argmax(1) == y).float().mean())
 
 

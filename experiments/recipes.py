@@ -1,0 +1,64 @@
+"""How the paper's models are trained: a recipe is all that decides a model, but for its seed."""
+
+import dataclasses
+import hashlib
+import json
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A LeNet' on MNIST; the defaults are the paper's for training on all samples, without any regularizer."""
+
+    weight_decay: float = 0.0
+    dropout_rate: float = 0.0
+    lambda_jr: float = 0.0
+    num_projections: int | Literal["exact"] = 1
+    probe: str = "sphere"
+    sample_fraction: float = 1.0
+    lazy: int = 1
+    max_epsilon: float = 0.0
+    """Adversarial training by FGSM with epsilon ~ U[0, max_epsilon], in raw pixels."""
+    samples_per_class: int | None = None
+    """None: all 60,000, in batches; else one full batch."""
+    batch_size: int = 100
+    learning_rate: float = 0.1
+    quench_every: int | None = 50_000
+    """The learning rate falls tenfold after as many steps; None: never."""
+    num_steps: int = 150_000
+    initialization: str = "xavier"
+    dataset: str = "mnist"
+
+    def few_shot(self, samples_per_class: int) -> "Recipe":
+        """The same on a subsample: full batch, constant learning rate 0.01, 10,000 steps (section 3.1)."""
+        return dataclasses.replace(
+            self, samples_per_class=samples_per_class, learning_rate=0.01, quench_every=None, num_steps=10_000
+        )
+
+    def shortened(self, num_steps: int) -> "Recipe":
+        """The same in num_steps, the learning rate quenched at the same shares of them."""
+        quench = self.quench_every and max(1, self.quench_every * num_steps // self.num_steps)
+        return dataclasses.replace(self, num_steps=num_steps, quench_every=quench)
+
+    def digest(self) -> str:
+        """Ten characters that differ between recipes."""
+        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+
+
+WEIGHT_DECAY, DROPOUT_RATE, LAMBDA_JR, MAX_EPSILON = 5e-4, 0.5, 0.01, 0.01
+_BASE = {"weight_decay": WEIGHT_DECAY, "dropout_rate": DROPOUT_RATE}
+
+# the five rows of Table 1, and the four defences of Figure 3, whose base has weight decay and dropout
+REGULARIZERS = {
+    "none": Recipe(),
+    "L2": Recipe(weight_decay=WEIGHT_DECAY),
+    "dropout": Recipe(dropout_rate=DROPOUT_RATE),
+    "Jacobian": Recipe(lambda_jr=LAMBDA_JR),
+    "all": Recipe(lambda_jr=LAMBDA_JR, **_BASE),
+}
+DEFENCES = {
+    "none": Recipe(**_BASE),
+    "adversarial": Recipe(max_epsilon=MAX_EPSILON, **_BASE),
+    "Jacobian": Recipe(lambda_jr=LAMBDA_JR, **_BASE),
+    "both": Recipe(lambda_jr=LAMBDA_JR, max_epsilon=MAX_EPSILON, **_BASE),
+}

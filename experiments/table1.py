@@ -1,0 +1,77 @@
+"""Table 1: test accuracy of LeNet' on MNIST from 1, 3, 10, 30 samples per class and all, and ||J||_F, 5 regularizers.
+
+Command:    python -m experiments table1 [--columns 1 3 10 30 all] [--regularizers none L2 dropout Jacobian all]
+Paper:      all samples: 98.9 / 99.2 / 98.6 / 99.0 / 99.1 %, ||J||_F 32.9 / 4.6 / 21.5 / 1.1 / 1.2.
+Time:       2 CPU cores: see `seconds` in the results; hours for "all" with 5 seeds, of which every model can be killed.
+Leaves:     experiments/results/table1/COLUMN-REGULARIZER.json, by seed; models in runs/models.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+from experiments import zoo
+from experiments.recipes import REGULARIZERS, Recipe
+
+Column = Literal["1", "3", "10", "30", "all"]
+Regularizer = Literal["none", "L2", "dropout", "Jacobian", "all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(zoo.Options):
+    """Options of table1; the defaults are the paper's."""
+
+    columns: tuple[Column, ...] = ("1", "3", "10", "30", "all")
+    """Samples per class."""
+    regularizers: tuple[Regularizer, ...] = ("none", "L2", "dropout", "Jacobian", "all")
+    seeds: int = 15
+    """Models of each few-shot cell; seed 0, 1, ..."""
+    seeds_all: int = 5
+    """Models of each cell of the column "all"."""
+    num_steps: int | None = None
+    """Shorter training, the quenches at the same shares of it; None: 10,000, and 150,000 for "all"."""
+    norms: int | None = None
+    """Test samples that ||J||_F is averaged over; None: all."""
+
+
+QUICK = {
+    "columns": ("1", "all"),
+    "regularizers": ("none", "all"),
+    "seeds": 2,
+    "seeds_all": 1,
+    "num_steps": 20,
+    "norms": 100,
+    "dispatch": 10,
+    "checkpoint_every": 10,
+    "out": Path("runs/quick"),
+    "runs": Path("runs/quick"),
+}
+
+
+def recipe(config: Config, column: str, regularizer: str) -> Recipe:
+    """How the models of a cell are trained."""
+    found = REGULARIZERS[regularizer]
+    if column != "all":
+        found = found.few_shot(int(column))
+    return found.shortened(config.num_steps) if config.num_steps else found
+
+
+def run(config: Config):
+    """Train and evaluate every model that the results lack, cell by cell."""
+    test = zoo.images("mnist", "test", config.data_dir)
+    for column in config.columns:
+        for regularizer in config.regularizers:
+            cell = recipe(config, column, regularizer)
+
+            def compute(seeds, cell=cell):
+                size = config.together if cell.samples_per_class else 1
+                for start in range(0, len(seeds), size):
+                    for seed, params in zoo.train(cell, seeds[start : start + size], config).items():
+                        yield seed, zoo.clean(params, test, norms=config.norms)
+
+            path = config.out / "table1" / f"{column}-{regularizer}.json"
+            settings = {"recipe": dataclasses.asdict(cell), "norms": config.norms}
+            seeds = range(config.seeds_all if column == "all" else config.seeds)
+            models = zoo.fill(path, settings, seeds, compute)["models"].values()
+            accuracies = ", ".join(f"{100 * m['accuracy']:.1f}" for m in models)
+            print(f"{column} samples per class, {regularizer}: {accuracies} %")
