@@ -35,8 +35,10 @@ class Recipe:
             self, samples_per_class=samples_per_class, learning_rate=0.01, quench_every=None, num_steps=10_000
         )
 
-    def shortened(self, num_steps: int) -> "Recipe":
-        """The same in num_steps, the learning rate quenched at the same shares of them."""
+    def shortened(self, num_steps: int | None) -> "Recipe":
+        """The same in num_steps, the learning rate quenched at the same shares of them; itself for None."""
+        if num_steps is None:
+            return self
         quench = self.quench_every and max(1, self.quench_every * num_steps // self.num_steps)
         return dataclasses.replace(self, num_steps=num_steps, quench_every=quench)
 

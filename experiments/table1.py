@@ -41,6 +41,7 @@ QUICK = {
     "seeds_all": 1,
     "num_steps": 20,
     "norms": 100,
+    "together": 2,
     "dispatch": 10,
     "checkpoint_every": 10,
     "out": Path("runs/quick"),
@@ -53,7 +54,7 @@ def recipe(config: Config, column: str, regularizer: str) -> Recipe:
     found = REGULARIZERS[regularizer]
     if column != "all":
         found = found.few_shot(int(column))
-    return found.shortened(config.num_steps) if config.num_steps else found
+    return found.shortened(config.num_steps)
 
 
 def run(config: Config):
@@ -64,10 +65,8 @@ def run(config: Config):
             cell = recipe(config, column, regularizer)
 
             def compute(seeds, cell=cell):
-                size = config.together if cell.samples_per_class else 1
-                for start in range(0, len(seeds), size):
-                    for seed, params in zoo.train(cell, seeds[start : start + size], config).items():
-                        yield seed, zoo.clean(params, test, norms=config.norms)
+                for seed, params in zoo.train(cell, seeds, config):
+                    yield seed, zoo.clean(params, test, norms=config.norms)
 
             path = config.out / "table1" / f"{column}-{regularizer}.json"
             settings = {"recipe": dataclasses.asdict(cell), "norms": config.norms}
