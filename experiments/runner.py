@@ -3,6 +3,7 @@ finite. A run that is killed goes on from its last checkpoint and ends with the 
 """
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,11 +76,13 @@ def train(
         with tqdm(total=num_steps, initial=step, desc=label, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
             while step < num_steps:
                 count = min(dispatch, num_steps - step)
-                state, metrics = steps(state, data, indices(step, count))
+                rows, start = indices(step, count), time.perf_counter()
+                state, metrics = steps(state, data, rows)
                 metrics = jax.device_get(metrics)
+                milliseconds = 1e3 * (time.perf_counter() - start) / count
                 step += count
                 _check_finite(metrics, step, state)
-                row = {"step": step, **_means(metrics)}
+                row = {"step": step, **_means(metrics), "ms_per_step": round(milliseconds, 3)}
                 if observe and (step % observe_every == 0 or step == num_steps):
                     row |= observe(state)
                 history.append(row)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -123,7 +122,6 @@ def _train_group(recipe, seeds, options, folder, observe, **intervals):
     config = {"recipe": dataclasses.asdict(recipe), "seeds": list(seeds)}
     if not record.is_done(run / "config.json", config):
         record.write_json(run / "config.json", {"config": config, "environment": record.environment()})
-    start = time.perf_counter()
     state, history = runner.train(
         steps,
         state,
@@ -137,11 +135,10 @@ def _train_group(recipe, seeds, options, folder, observe, **intervals):
         observe=observe and (lambda state: observe(state.params)),
         **intervals,
     )
-    seconds = round(time.perf_counter() - start, 1)
     for i, seed in enumerate(seeds):
         params = jax.tree.map(lambda leaf, i=i: leaf[i], state.params) if together else state.params
-        last = {k: v[i] if together and k not in ("step", "seconds") else v for k, v in history[-1].items()}
-        facts = {"config": config, "last": last, "seconds_of_this_process": seconds}
+        last = {k: v[i] if together and k not in ("step", "ms_per_step") else v for k, v in history[-1].items()}
+        facts = {"config": config, "last": last}
         record.write_json(folder / f"seed-{seed}.json", facts | {"environment": record.environment()})
         record.write_arrays(folder / f"seed-{seed}.npz", traverse_util.flatten_dict(params, sep="/"))
 
@@ -150,6 +147,15 @@ def history(recipe: Recipe, seed: int, options: Options) -> list[dict]:
     """The metrics of a model that was trained alone."""
     path = Path(options.runs) / "models" / recipe.digest() / f"seeds-{seed}" / "metrics.jsonl"
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def milliseconds(recipe: Recipe, seed: int, options: Options) -> float:
+    """Median time of a training step, of those dispatches that were full; worth little where other work ran beside."""
+    folder = Path(options.runs) / "models" / recipe.digest()
+    seeds = json.loads((folder / f"seed-{seed}.json").read_text())["config"]["seeds"]
+    run = folder / ("seeds-" + "-".join(map(str, seeds)))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return round(float(np.median([row["ms_per_step"] for row in rows])) / len(seeds), 3)
 
 
 def _load(path: Path):

@@ -1,0 +1,202 @@
+"""Tables of the results page: the paper's number beside ours, from the committed results alone."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+from experiments import paper, plots, record
+from experiments.attacked import from_json
+
+NAMES = {"none": "no regularization", "L2": "L2", "dropout": "dropout", "Jacobian": "Jacobian", "all": "all combined"}
+DEFENCE_NAMES = {
+    "none": "no defence",
+    "adversarial": "adversarial training",
+    "Jacobian": "Jacobian",
+    "both": "both",
+}
+
+
+def models(name: str) -> list[dict]:
+    """The models of a result file by seed; empty where it was not run."""
+    path = record.RESULTS / f"{name}.json"
+    return list(json.loads(path.read_text())["models"].values()) if path.exists() else []
+
+
+def interval(values) -> tuple[float, float | None]:
+    """Mean, and half of its 95 % interval by Student's t; None for one value."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def compare(values, expected: tuple[float, float]) -> str:
+    """Ours (seeds), with a mark where the paper's interval, widened by ours and by rounding, does not hold it."""
+    if not len(values):
+        return "not run"
+    mean, half = interval(values)
+    outside = abs(mean - expected[0]) > expected[1] + (half or 0) + 0.05
+    spread = "" if half is None else f" ± {half:.1f}"
+    return f"{mean:.1f}{spread} ({len(values)}){' **!**' * outside}"
+
+
+def table1() -> str:
+    """Test accuracy by samples per class, and ||J||_F of the models trained on all samples."""
+    columns = ("1", "3", "10", "30", "all")
+    rows = []
+    for name, label in NAMES.items():
+        found = {c: models(f"table1/{c}-{name}") for c in columns}
+        ours = [compare([100 * m["accuracy"] for m in found[c]], paper.TABLE1[name][c]) for c in columns]
+        norms = compare([m["jacobian_norm"]["mean"] for m in found["all"]], paper.JACOBIAN_NORM[name])
+        expected = [*(paper.TABLE1[name][c] for c in columns), paper.JACOBIAN_NORM[name]]
+        rows.append([label, "paper", *(f"{mean} ± {half}" for mean, half in expected)])
+        rows.append(["", "ours", *ours, norms])
+    return plots.table(["regularizer", "", *(f"{c} per class" for c in columns[:-1]), "all", "||J||_F"], rows)
+
+
+def table2() -> str:
+    """Accuracy on USPS."""
+    expected = ["paper", *(f"{paper.TABLE2[name][0]} ± {paper.TABLE2[name][1]}" for name in NAMES)]
+    ours = [compare([100 * m["accuracy"] for m in models(f"table2/{n}")], paper.TABLE2[n]) for n in NAMES]
+    return plots.table(["USPS", *NAMES.values()], [expected, ["ours", *ours]])
+
+
+def norms_two_ways() -> str:
+    """Both readings of the mean of ||J||_F."""
+    rows = []
+    for name, label in NAMES.items():
+        found = [m["jacobian_norm"] for m in models(f"table1/all-{name}")]
+        both = [f"{np.mean([m[k] for m in found]):.2f}" if found else "not run" for k in ("mean", "rms")]
+        rows.append([label, *both, str(paper.JACOBIAN_NORM[name][0])])
+    return plots.table(["all samples", "mean of the norm", "root of the mean square", "paper"], rows)
+
+
+def figure2() -> str:
+    """The last point of each curve."""
+    rows = []
+    for name in ("exact", "n1", "n3"):
+        curves = [m["curve"] for m in models(f"figure2/{name}")]
+        steps = f"{curves[0][-1]['step']:,}" if curves else "not run"
+        rows.append([name.replace("n1", "n = 1").replace("n3", "n = 3"), steps,
+                     *_spread([100 * c[-1]["accuracy"] for c in curves], 2),
+                     *_spread([c[-1]["jacobian_norm"]["mean"] for c in curves], 3)])  # fmt: skip
+    return plots.table(["penalty", "steps", "test accuracy, %", "mean norm of the Jacobian"], rows)
+
+
+def figure3() -> str:
+    """Numbers one reads off the curves: accuracy under noise, after PGD, and the median CW distance."""
+    rows = []
+    for name, label in NAMES.items():
+        path = record.RESULTS / "figure3" / f"noise-{name}.json"
+        found = models(f"figure3/noise-{name}")
+        sigmas = json.loads(path.read_text())["config"]["sigmas"] if found else []
+        at = [[100 * m["accuracy"][sigmas.index(s)] for m in found] if s in sigmas else [] for s in (0.2, 0.4, 0.6)]
+        rows.append([label, *(_spread(values, 1)[0] for values in at)])
+    noise = plots.table(["(a) accuracy under white noise, %", "sigma 0.2", "sigma 0.4", "sigma 0.6"], rows)
+    rows = []
+    for name, label in DEFENCE_NAMES.items():
+        pgd, cw = models(f"figure3/PGD-{name}"), models(f"figure3/CW-{name}")
+        after = [[100 * survivors(m, k) for m in pgd] for k in (16, 32, 300)]
+        rows.append([label, *(_spread(v, 1)[0] for v in after), *_spread([median(m) for m in cw], 3)])
+    header = ["(b, c) base with L2 and dropout", "PGD, 16 steps, %", "32 steps, %", "300 steps, %", "CW median L2"]
+    return noise + "\n\n" + plots.table(header, rows)
+
+
+def survivors(model: dict, steps: int) -> float:
+    """Share of samples not fooled within so many PGD steps."""
+    return float(np.mean((from_json(model["distance"]) > 0) & (_hit(model) > steps)))
+
+
+def _hit(model: dict) -> np.ndarray:
+    return np.where(np.isfinite(from_json(model["distance"])), model["steps"], np.inf)
+
+
+def median(model: dict) -> float:
+    """Median fooling distance over all samples, wrong ones at 0."""
+    return float(np.median(from_json(model["distance"])))
+
+
+def figure_s5() -> str:
+    """Median fooling distance by attack."""
+    rows = []
+    for name in ("none", "both"):
+        found = [models(f"figure_s5/{a}-{name}") for a in ("white-noise", "FGSM", "PGD", "CW")]
+        rows.append([DEFENCE_NAMES[name], *(_spread([median(m) for m in f], 2)[0] for f in found)])
+    return plots.table(["median L2 distance", "white noise", "FGSM", "PGD", "CW"], rows)
+
+
+def figure_s6() -> str:
+    """Clean accuracy, norm and medians by lambda_jr."""
+    rows = []
+    paths = sorted((record.RESULTS / "figure_s6").glob("clean-*.json"), key=lambda p: float(p.stem.split("-", 1)[1]))
+    for path in paths:
+        value = path.stem.split("-", 1)[1]
+        clean = models(f"figure_s6/clean-{value}")
+        found = [models(f"figure_s6/{a}-{value}") for a in ("white-noise", "PGD", "CW")]
+        steps = json.loads(path.read_text())["config"]["recipe"]["num_steps"]
+        rows.append([value, f"{steps:,}", *_spread([100 * m["accuracy"] for m in clean], 1),
+                     *_spread([m["jacobian_norm"]["mean"] for m in clean], 2),
+                     *(_spread([median(m) for m in f], 2)[0] for f in found)])  # fmt: skip
+    header = ["lambda_jr", "steps", "test accuracy, %", "||J||_F", "white noise", "PGD", "CW"]
+    return plots.table(header, rows) if rows else "not run"
+
+
+def beyond_attacks() -> str:
+    """The ratio of medians, Jacobian over plain, under ever stronger attacks; robust accuracy of the ensemble."""
+    attacks = ("CW", "CW-3-times-the-steps", "DDN", "FAB-T")
+    found = {a: {n: models(f"beyond_attacks/{a}-{n}") for n in ("none", "Jacobian")} for a in attacks}
+    rows = []
+    for attack in attacks:
+        rows.append(_ratio(attack.replace("-", " ").replace("FAB T", "FAB-T"), found[attack], median))
+    best = {n: _best([found[a][n] for a in ("CW", "DDN", "FAB-T")]) for n in ("none", "Jacobian")}
+    rows.append(_ratio("smallest of CW, DDN, FAB-T", best, lambda d: float(np.median(d))))
+    parts = [plots.table(["median L2 distance", "no regularization", "Jacobian", "ratio"], rows)]
+    for norm in ("linf", "l2"):
+        parts.append(_ensemble(norm))
+    return "\n\n".join(parts)
+
+
+def _best(by_attack: list[list[dict]]) -> list[np.ndarray]:
+    return [np.min([from_json(m["distance"]) for m in seed], axis=0) for seed in zip(*by_attack, strict=False)]
+
+
+def _ratio(label: str, found: dict, value: Callable) -> list[str]:
+    plain, jacobian = ([value(m) for m in found[n]] for n in ("none", "Jacobian"))
+    ratio = f"{np.mean(jacobian) / np.mean(plain):.2f}" if plain and jacobian else ""
+    return [label, *_spread(plain, 3), *_spread(jacobian, 3), ratio]
+
+
+def _ensemble(norm: str) -> str:
+    found = {n: models(f"beyond_attacks/ensemble-{norm}-{n}") for n in ("none", "Jacobian")}
+    epsilons = next((list(m[0]) for m in found.values() if m), [])
+    rows = [
+        [NAMES[n], *(_spread([100 * m[e]["square"] for m in ms], 1)[0] for e in epsilons)] for n, ms in found.items()
+    ]
+    label = {"linf": "L-infinity", "l2": "L2"}[norm]
+    header = [f"robust accuracy, standard ensemble, {label}, %", *(f"epsilon {e}" for e in epsilons)]
+    return plots.table(header, rows) if epsilons else f"Standard ensemble, {label}: not run."
+
+
+def beyond_probes() -> str:
+    """Accuracy, norm and time by variant."""
+    names = ("sphere", "rademacher", "sphere-n3", "orthonormal-n3", "a-quarter-of-the-batch", "every-4th-step")
+    rows = []
+    for name in names:
+        found = models(f"beyond_probes/{name}")
+        path = record.RESULTS / "beyond_probes" / f"{name}.json"
+        steps = f"{json.loads(path.read_text())['config']['recipe']['num_steps']:,}" if found else "not run"
+        rows.append([name.replace("-", " "), steps, *_spread([100 * m["accuracy"] for m in found], 2),
+                     *_spread([m["jacobian_norm"]["mean"] for m in found], 3),
+                     *_spread([m["ms_per_step"] for m in found], 1)])  # fmt: skip
+    return plots.table(["penalty", "steps", "test accuracy, %", "||J||_F", "ms a step"], rows)
+
+
+def _spread(values: list, digits: int) -> list[str]:
+    """One column: mean, 95 % interval and number of seeds."""
+    if not values:
+        return ["not run"]
+    mean, half = interval(values)
+    return [f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}") + f" ({len(values)})"]
