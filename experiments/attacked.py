@@ -49,26 +49,16 @@ def distances(recipe: Recipe, seed: int, params, name: str, test: dict, num_samp
     return {key: np.concatenate([part[key] for part in parts]) for key in ("distance", "steps")}
 
 
-def as_json(values: np.ndarray) -> list:
-    """Distances with four decimals; None where never fooled."""
-    return [round(float(v), 4) if np.isfinite(v) else None for v in values]
-
-
-def from_json(values: list) -> np.ndarray:
-    """The inverse of as_json."""
-    return np.array([np.inf if v is None else v for v in values])
-
-
 def fill(path: Path, recipe: Recipe, name: str, test: dict, num_samples: int, seeds, options: zoo.Options) -> dict:
     """The result of one attack on a recipe's models at path, by seed; what is missing is trained and attacked."""
 
     def compute(seeds):
         for seed, params in zoo.train(recipe, seeds, options):
             found = distances(recipe, seed, params, name, test, num_samples, options)
-            yield seed, {"distance": as_json(found["distance"]), "steps": found["steps"].tolist()}
+            yield seed, {"distance": record.as_json(found["distance"]), "steps": found["steps"].tolist()}
 
     settings = {"recipe": dataclasses.asdict(recipe), "attack": name, "num_samples": num_samples}
     result = zoo.fill(path, settings, seeds, compute)
     for seed, model in result["models"].items():
-        print(f"{path.stem}, seed {seed}: median distance {np.median(from_json(model['distance'])):.3f}")
+        print(f"{path.stem}, seed {seed}: median distance {np.median(record.from_json(model['distance'])):.3f}")
     return result

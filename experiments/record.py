@@ -37,6 +37,16 @@ def write_arrays(path: Path, arrays: dict) -> None:
     partial.replace(path)
 
 
+def as_json(values: np.ndarray) -> list:
+    """Distances with four decimals; None where never fooled."""
+    return [round(float(v), 4) if np.isfinite(v) else None for v in values]
+
+
+def from_json(values: list) -> np.ndarray:
+    """The inverse of as_json."""
+    return np.array([np.inf if v is None else v for v in values])
+
+
 def is_done(path: Path, config: dict) -> bool:
     """Whether path holds the result of this configuration.
 

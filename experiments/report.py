@@ -7,10 +7,13 @@ import json
 import re
 from pathlib import Path
 
-from experiments import plots, record
+import matplotlib.pyplot as plt
+
+from experiments import cost_tables, figures, plots, record, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/performance.md")
+PAGES = ("README.md", "docs/performance.md", "docs/results.md")
+FIGURES = ROOT / "docs" / "figures"
 
 
 def demo_table(result: dict) -> str:
@@ -46,94 +49,28 @@ def demo() -> str:
     return "\n\n".join(parts)
 
 
-# measure, (model, variant, framework) over (model, variant, framework), bar, whether larger is better
-BARS = (
-    ("LeNet' plain, torch / ours", ("lenet", "plain", "torch"), ("lenet", "plain", "jacreg_jax"), 1.3, True),
-    ("LeNet' n = 1, torch / ours", ("lenet", "n = 1", "torch"), ("lenet", "n = 1", "jacreg_jax"), 2.0, True),
-    ("LeNet' exact, torch / ours", ("lenet", "exact", "torch"), ("lenet", "exact", "jacreg_jax"), 1.5, True),
-    ("DDNet plain, torch / ours", ("ddnet", "plain", "torch"), ("ddnet", "plain", "jacreg_jax"), 0.7, True),
-    ("DDNet n = 1, torch / ours", ("ddnet", "n = 1", "torch"), ("ddnet", "n = 1", "jacreg_jax"), 0.8, True),
-    ("ResNet-18 n = 1, torch / ours", ("resnet18", "n = 1", "torch"), ("resnet18", "n = 1", "jacreg_jax"), 0.7, True),
-    ("LeNet' n = 1 / plain", ("lenet", "n = 1", "jacreg_jax"), ("lenet", "plain", "jacreg_jax"), 2.2, False),
-    ("DDNet n = 1 / plain", ("ddnet", "n = 1", "jacreg_jax"), ("ddnet", "plain", "jacreg_jax"), 2.2, False),
-    (
-        "LeNet' sample_fraction 1/4 / plain",
-        ("lenet", "sample_fraction 1/4", "jacreg_jax"),
-        ("lenet", "plain", "jacreg_jax"),
-        1.4,
-        False,
-    ),
-    (
-        "DDNet sample_fraction 1/4 / plain",
-        ("ddnet", "sample_fraction 1/4", "jacreg_jax"),
-        ("ddnet", "plain", "jacreg_jax"),
-        1.4,
-        False,
-    ),
-    (
-        "scan of 100 steps / 100 calls, LeNet' plain",
-        ("lenet", "plain", "jacreg_jax, scan of 100"),
-        ("lenet", "plain", "jacreg_jax"),
-        1.05,
-        False,
-    ),
-    (
-        "scan of 100 steps / 100 calls, LeNet' n = 1",
-        ("lenet", "n = 1", "jacreg_jax, scan of 100"),
-        ("lenet", "n = 1", "jacreg_jax"),
-        1.05,
-        False,
-    ),
-)
+BLOCKS = {
+    "demo": demo,
+    "bars": cost_tables.bars,
+    "benchmark": cost_tables.benchmark,
+    "table1": tables.table1,
+    "norms_two_ways": tables.norms_two_ways,
+    "table2": tables.table2,
+    "deviations": tables.deviations,
+    "figure1": lambda: "\n\n".join(picture(name) for name in ("figure1", "figure_s1", "figure_s2")),
+    "figure2": lambda: tables.figure2() + "\n\n" + picture("figure2"),
+    "figure3": lambda: tables.figure3() + "\n\n" + picture("figure3"),
+    "figure_s5": lambda: tables.figure_s5() + "\n\n" + picture("figure_s5"),
+    "figure_s6": lambda: tables.figure_s6() + "\n\n" + picture("figure_s6"),
+    "beyond_attacks": tables.beyond_attacks,
+    "beyond_probes": tables.beyond_probes,
+}
 
 
-def bars() -> str:
-    """The goals set beforehand, what was measured, and whether it holds."""
-    results = [benchmark_result(model) for model in ("lenet", "ddnet", "resnet18")]
-    rows = {(r["model"], r["variant"], r["framework"]): r for result in results if result for r in result["rows"]}
-    lines = []
-    for label, above, below, bar, larger in BARS:
-        if above not in rows or below not in rows:
-            lines.append([label, "", "not run", ""])
-            continue
-        ratio = rows[above]["ms"] / rows[below]["ms"]
-        met = ratio >= bar if larger else ratio <= bar
-        lines.append([label, f"{'>=' if larger else '<='} {bar:g}", f"{ratio:.2f}", "yes" if met else "no"])
-    exact, plain = (rows["lenet", variant, "jacreg_jax"]["temporary_bytes"] for variant in ("exact", "plain"))
-    lines.append(
-        [
-            "LeNet' exact / plain, temporary memory",
-            "<= 4",
-            f"{exact / plain:.2f}",
-            "yes" if exact <= 4 * plain else "no",
-        ]
-    )
-    return plots.table(["measure", "goal", "measured", "met"], lines)
-
-
-def benchmark() -> str:
-    """Every row of the step benchmark and of the attack benchmark."""
-    from experiments.benchmarks import __main__ as steps, attack_cost
-
-    parts = []
-    for name, table in (("lenet", steps), ("ddnet", steps), ("resnet18", steps), ("attacks", attack_cost)):
-        result = benchmark_result(name)
-        if result is None:
-            parts.append(f"{name}: not run")
-            continue
-        environment = result["environment"]
-        where = f"{name}: {environment['devices'][0]}, jax {environment['jax']}, {result['config']['rounds']} rounds."
-        parts += [where + " " + result.get("note", ""), table.table(result["rows"])]
-    return "\n\n".join(part.strip() for part in parts)
-
-
-def benchmark_result(name: str) -> dict | None:
-    """What `make bench` wrote of a model, or of the attacks."""
-    path = record.RESULTS / f"benchmark_{name}_cpu.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-BLOCKS = {"demo": demo, "bars": bars, "benchmark": benchmark}
+def picture(name: str) -> str:
+    """The line that shows a figure of docs/figures."""
+    title = name.replace("figure_s", "Figure S").replace("figure", "Figure ")
+    return f"![{title}](figures/{name}.png)" if (FIGURES / f"{name}.png").exists() else f"{title}: not run."
 
 
 def rebuild(text: str) -> str:
@@ -147,7 +84,13 @@ def rebuild(text: str) -> str:
 
 
 def main():
-    """Write the pages."""
+    """Draw the figures, then write the pages."""
+    for name, draw in figures.FIGURES.items():
+        figure = draw()
+        if figure is not None:
+            record.save_figure(figure, FIGURES / f"{name}.png")
+            plt.close(figure)
+            print(f"wrote docs/figures/{name}.png")
     for page in PAGES:
         path = ROOT / page
         path.write_text(rebuild(path.read_text()))

@@ -7,7 +7,6 @@ import numpy as np
 from scipy import stats
 
 from experiments import paper, plots, record
-from experiments.attacked import from_json
 
 NAMES = {"none": "no regularization", "L2": "L2", "dropout": "dropout", "Jacobian": "Jacobian", "all": "all combined"}
 DEFENCE_NAMES = {
@@ -74,6 +73,22 @@ def norms_two_ways() -> str:
     return plots.table(["all samples", "mean of the norm", "root of the mean square", "paper"], rows)
 
 
+def deviations() -> str:
+    """Every cell of Tables 1 and 2 that is outside."""
+    cells = [(f"Table 1, {c}, {NAMES[n]}", [100 * m["accuracy"] for m in models(f"table1/{c}-{n}")], paper.TABLE1[n][c])
+             for c in ("1", "3", "10", "30", "all") for n in NAMES]  # fmt: skip
+    for n, label in NAMES.items():
+        norms = [m["jacobian_norm"]["mean"] for m in models(f"table1/all-{n}")]
+        cells.append((f"Table 1, ||J||_F, {label}", norms, paper.JACOBIAN_NORM[n]))
+        cells.append((f"Table 2, {label}", [100 * m["accuracy"] for m in models(f"table2/{n}")], paper.TABLE2[n]))
+    found = [(label, compare(values, expected), expected) for label, values, expected in cells]
+    lines = [
+        f"- {label}: {mean} ± {half} in the paper, {ours} here" for label, ours, (mean, half) in found if "!" in ours
+    ]
+    ran = sum(ours != "not run" for _, ours, _ in found)
+    return "\n".join([f"{len(lines)} of the {ran} cells that ran (of {len(found)}):", "", *lines])
+
+
 def figure2() -> str:
     """The last point of each curve."""
     rows = []
@@ -107,16 +122,16 @@ def figure3() -> str:
 
 def survivors(model: dict, steps: int) -> float:
     """Share of samples not fooled within so many PGD steps."""
-    return float(np.mean((from_json(model["distance"]) > 0) & (_hit(model) > steps)))
+    return float(np.mean((record.from_json(model["distance"]) > 0) & (_hit(model) > steps)))
 
 
 def _hit(model: dict) -> np.ndarray:
-    return np.where(np.isfinite(from_json(model["distance"])), model["steps"], np.inf)
+    return np.where(np.isfinite(record.from_json(model["distance"])), model["steps"], np.inf)
 
 
 def median(model: dict) -> float:
     """Median fooling distance over all samples, wrong ones at 0."""
-    return float(np.median(from_json(model["distance"])))
+    return float(np.median(record.from_json(model["distance"])))
 
 
 def figure_s5() -> str:
@@ -160,7 +175,7 @@ def beyond_attacks() -> str:
 
 
 def _best(by_attack: list[list[dict]]) -> list[np.ndarray]:
-    return [np.min([from_json(m["distance"]) for m in seed], axis=0) for seed in zip(*by_attack, strict=False)]
+    return [np.min([record.from_json(m["distance"]) for m in seed], axis=0) for seed in zip(*by_attack, strict=False)]
 
 
 def _ratio(label: str, found: dict, value: Callable) -> list[str]:
