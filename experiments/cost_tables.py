@@ -89,3 +89,24 @@ def benchmark_result(name: str) -> dict | None:
     """What `make bench` wrote of a model, or of the attacks."""
     path = record.RESULTS / f"benchmark_{name}_cpu.json"
     return json.loads(path.read_text()) if path.exists() else None
+
+
+def cyclopropagation() -> str:
+    """Time and memory of the penalty's gradient, cyclopropagation first."""
+    result = benchmark_result("cyclopropagation")
+    if result is None:
+        return "not run"
+    first = {r["model"]: r["ms"] for r in result["rows"] if r["variant"] == "cyclopropagation"}
+    lines = [
+        [
+            r["model"],
+            r["variant"],
+            f"{r['ms']:.2f}",
+            f"{r['ms'] / first[r['model']]:.2f}",
+            f"{r['temporary_bytes'] / 2**20:.1f}",
+        ]
+        for r in result["rows"]
+    ]
+    where = f"{result['environment']['devices'][0]}, batch {result['config']['batch_size']}"
+    header = [f"penalty's gradient ({where})", "form", "ms", "over cyclopropagation", "temporary MiB"]
+    return plots.table(header, lines)

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 from experiments import cost_tables, figures, plots, record, tables
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ("README.md", "docs/performance.md", "docs/results.md")
+PAGES = ("README.md", "docs/performance.md", "docs/results.md", "docs/choosing.md")
 FIGURES = ROOT / "docs" / "figures"
 
 
@@ -64,6 +64,8 @@ BLOCKS = {
     "figure_s6": lambda: tables.figure_s6() + "\n\n" + picture("figure_s6"),
     "beyond_attacks": tables.beyond_attacks,
     "beyond_probes": tables.beyond_probes,
+    "relu_study": tables.relu_study,
+    "cyclopropagation": cost_tables.cyclopropagation,
 }
 
 

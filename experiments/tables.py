@@ -209,6 +209,21 @@ def beyond_probes() -> str:
     return plots.table(["penalty", "steps", "test accuracy, %", "||J||_F", "ms a step"], rows)
 
 
+def relu_study() -> str:
+    """What each penalty does to each activation."""
+    rows = []
+    for activation in ("relu", "gelu", "tanh"):
+        for penalty, label in (("none", "none"), ("Jacobian", "Jacobian, n = 1"), ("noise", "noise consistency")):
+            found = models(f"relu_study/{activation}-{penalty}")
+            columns = (("accuracy", 100, 2), ("norm_sq", 1, 2), ("finite_sq", 1, 2), ("accuracy_noise_0.3", 100, 1))
+            values = [
+                _spread([scale * m[k] for m in found], digits)[0] for k, scale, digits in (*columns, ("ddn", 1, 3))
+            ]
+            rows.append([activation, label, *values])
+    header = ["activation", "penalty", "accuracy, %", "||J||_F^2", "by noise", "under noise 0.3, %", "DDN median L2"]
+    return plots.table(header, rows)
+
+
 def _spread(values: list, digits: int) -> list[str]:
     """One column: mean, 95 % interval and number of seeds."""
     if not values:

@@ -67,6 +67,7 @@ def classification_loss(
     preprocess: Callable = lambda image: image,
     perturb: Callable | None = None,
     penalty_apply: Callable | None = None,
+    relative: Callable | None = None,
 ) -> Callable:
     """Cross-entropy with one-hot targets plus (lambda_jr / 2) * mean ||J||_F^2 (Eq. 5), as a loss for the train step.
 
@@ -87,6 +88,9 @@ def classification_loss(
             dropout mask; adversarial training. No gradient flows through it.
         penalty_apply: as apply, for the penalty alone, at the cost of one more forward pass. With BatchNorm,
             `models.eval_mode` leaves the cross-sample terms of batch statistics out of the penalty.
+        relative: (f, x, label, keys) -> [B], penalised in place of ||J||_F^2, such as
+            lambda f, x, label, keys: relatives.noise_consistency(f, x, keys, sigma=0.1). The options of the Jacobian
+            norm (num_projections, probe, sample_fraction, chunk_size) then do nothing.
 
     Returns:
         loss(params, state, batch, keys) -> (loss, (model_state, metrics)) for `make_train_step`; batch a dict of
@@ -110,8 +114,11 @@ def classification_loss(
         chunk_size=chunk_size,
     )
 
-    def value_and_norms(model, x, state, keys, params):
+    def value_and_norms(model, x, label, state, keys, params):
         """((z, model_state), penalty, norms)."""
+        if relative is not None:
+            norms = relative(lambda x: model(x)[0], x, label, keys)  # XLA merges the two forward passes
+            return model(x), jnp.mean(norms), norms
         if penalty_apply is not None:
             penalised = lambda x: penalty_apply(params, state.model_state, x, keys[0])[0]
             return model(x), *value_and_mean(penalised, x, keys)[1:]
@@ -131,7 +138,7 @@ def classification_loss(
             if is_plain:
                 (z, model_state), penalty, metrics = model(x), 0.0, {}
             elif weight:
-                (z, model_state), penalty, norms = value_and_norms(model, x, state, keys, params)
+                (z, model_state), penalty, norms = value_and_norms(model, x, label, state, keys, params)
                 metrics = {"penalty": penalty, "penalty_error": standard_error(norms)}
             else:
                 (z, model_state), penalty = model(x), 0.0

@@ -1,0 +1,259 @@
+"""interop.py: models of five kinds, each with a penalty that matches jacrev; four architectures; training."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen, nnx
+
+from jacreg_jax import attacks, exact_frobenius_sq, interop, training, value_and_penalty
+from tests import reference
+
+
+class LinenNet(linen.Module):
+    @linen.compact
+    def __call__(self, x, train: bool = False):
+        x = linen.tanh(linen.Dense(16)(x))
+        x = linen.BatchNorm(use_running_average=not train)(x)
+        x = linen.Dropout(0.3, deterministic=not train)(x)
+        return linen.Dense(3)(x)
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.first = nnx.Linear(8, 16, rngs=rngs)
+        self.norm = nnx.BatchNorm(16, rngs=rngs)
+        self.dropout = nnx.Dropout(0.3, rngs=rngs)
+        self.last = nnx.Linear(16, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.dropout(self.norm(nnx.tanh(self.first(x)))))
+
+
+def linen_model(train):
+    module = LinenNet()
+    variables = module.init(jax.random.key(0), jnp.zeros((1, 8)))
+    return interop.from_linen(module, variables, train=train)
+
+
+def nnx_model(train):
+    model = NnxNet(nnx.Rngs(0))
+    (model.train if train else model.eval)()
+    return interop.from_nnx(model)
+
+
+def equinox_model(train):
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        first: eqx.nn.Linear
+        dropout: eqx.nn.Dropout
+        last: eqx.nn.Linear
+
+        def __init__(self, key):
+            a, b = jax.random.split(key)
+            self.first, self.last = eqx.nn.Linear(8, 16, key=a), eqx.nn.Linear(16, 3, key=b)
+            self.dropout = eqx.nn.Dropout(0.3, inference=not train)
+
+        def __call__(self, x, key=None):
+            return self.last(self.dropout(jnp.tanh(self.first(x)), key=key))
+
+    return interop.from_equinox(Net(jax.random.key(0)))
+
+
+def equinox_stateful(train):
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        first: eqx.nn.Linear
+        norm: eqx.nn.BatchNorm
+        last: eqx.nn.Linear
+
+        def __init__(self, key):
+            a, b = jax.random.split(key)
+            self.first, self.last = eqx.nn.Linear(8, 16, key=a), eqx.nn.Linear(16, 3, key=b)
+            self.norm = eqx.nn.BatchNorm(16, axis_name="batch", mode="batch", inference=not train)
+
+        def __call__(self, x, state):
+            x, state = self.norm(jnp.tanh(self.first(x)), state)
+            return self.last(x), state
+
+    return interop.from_equinox(*eqx.nn.make_with_state(Net)(jax.random.key(0)))
+
+
+def haiku_model(train):
+    hk = pytest.importorskip("haiku")
+
+    def net(x, is_training):
+        x = jnp.tanh(hk.Linear(16)(x))
+        x = hk.BatchNorm(True, True, 0.9)(x, is_training)
+        return hk.Linear(3)(hk.dropout(hk.next_rng_key(), 0.3, x) if is_training else x)
+
+    transformed = hk.transform_with_state(net)
+    params, state = transformed.init(jax.random.key(0), jnp.zeros((2, 8)), is_training=True)
+    return interop.from_haiku(transformed, params, state, is_training=train)
+
+
+def haiku_stateless(train):
+    hk = pytest.importorskip("haiku")
+    transformed = hk.transform(lambda x: hk.Linear(3)(jnp.tanh(hk.Linear(16)(x))))
+    return interop.from_haiku(transformed, transformed.init(jax.random.key(0), jnp.zeros((1, 8))))
+
+
+def bare(train):
+    params = {"a": jax.random.normal(jax.random.key(0), (8, 16)), "b": jax.random.normal(jax.random.key(1), (16, 3))}
+    return interop.from_function(lambda p, x: jnp.tanh(x @ p["a"]) @ p["b"], params)
+
+
+KINDS = [linen_model, nnx_model, equinox_model, equinox_stateful, haiku_model, haiku_stateless, bare]
+
+
+@pytest.fixture
+def x(key):
+    return jax.random.normal(key, (6, 8))
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda f: f.__name__)
+def test_penalty_matches_jacrev(make, x, key):
+    apply, params, state = make(train=False)
+    f = interop.bind(apply, params, state)
+    np.testing.assert_allclose(exact_frobenius_sq(f, x), reference.frobenius_sq(f, x), rtol=1e-5)
+    z, _ = value_and_penalty(f, x, key)
+    np.testing.assert_allclose(z, f(x), rtol=1e-6)
+    y = jnp.argmax(f(x), -1)
+    assert attacks.fgsm(f, x, y, epsilon=0.1, bounds=(-5.0, 5.0)).x_adv.shape == x.shape
+
+
+@pytest.mark.parametrize("make", KINDS, ids=lambda f: f.__name__)
+def test_training_in_train_mode(make, x, key):
+    """The train step with penalty: parameters move, statistics update, dropout follows the step's key."""
+    apply, params, state = make(train=True)
+    batch = {"image": x, "label": jnp.arange(6) % 3}
+    optimizer = optax.adam(0.01)
+    start = training.init_state(params, optimizer, key, state)
+    step = training.make_train_step(training.classification_loss(apply, lambda_jr=0.1), optimizer, donate=False)
+    one, metrics = step(start, batch)
+    two, later = step(one, batch)
+    assert np.isfinite(metrics["penalty"])
+    assert later["loss"] != metrics["loss"]
+    before, after = (jax.tree.leaves(s.model_state) for s in (start, two))
+    assert not before or any(not np.array_equal(b, a) for b, a in zip(before, after, strict=True))
+    again, _ = step(start, batch)
+    jax.tree.map(np.testing.assert_array_equal, jax.tree.leaves(again.params), jax.tree.leaves(one.params))
+
+
+@pytest.mark.parametrize("make", [linen_model, nnx_model, equinox_model, haiku_model], ids=lambda f: f.__name__)
+def test_dropout_draws_from_the_key(make, x):
+    apply, params, state = make(train=True)
+    first, again, other = (apply(params, state, x, jax.random.key(k))[0] for k in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, other)
+
+
+def test_nnx_needs_the_copy(x, key):
+    """The trap that from_nnx avoids: BatchNorm's update inside a vector-Jacobian product."""
+    model = NnxNet(nnx.Rngs(0))
+    model.train()
+    with pytest.raises(nnx.errors.TraceContextError if hasattr(nnx.errors, "TraceContextError") else Exception):
+        nnx.value_and_grad(lambda m: value_and_penalty(lambda x: m(x), x, key)[1])(model)
+    apply, params, state = interop.from_nnx(model)
+
+    def penalty(params):
+        return value_and_penalty(lambda x: apply(params, state, x, key), x, key, has_aux=True)[1]
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(jax.grad(penalty)(params)))
+
+
+def test_bound_functions_share_a_program(x):
+    traces = []
+
+    def f(params, x):
+        traces.append(1)
+        return x @ params
+
+    apply, params, state = interop.from_function(f, jnp.ones((8, 3)))
+    run = jax.jit(lambda f, x: f(x))
+    run(interop.bind(apply, params, state), x)
+    run(interop.bind(apply, 2 * params, state), x)
+    assert len(traces) == 1
+
+
+def test_unsupported_models_are_named():
+    with pytest.raises(ValueError, match=r"model must be a flax.nnx.Module, got .*LinenNet"):
+        interop.from_nnx(LinenNet())
+    with pytest.raises(ValueError, match=r"model must be a flax.linen.Module, got builtins.dict"):
+        interop.from_linen({}, {})
+    with pytest.raises(ValueError, match="variables must hold 'params', got \\['weights'\\]"):
+        interop.from_linen(LinenNet(), {"weights": 1})
+    with pytest.raises(ValueError, match="f must be a function of \\(params, x\\), got int"):
+        interop.from_function(3, {})
+    pytest.importorskip("equinox")
+    pytest.importorskip("haiku")
+    with pytest.raises(ValueError, match=r"model must be a callable equinox.Module, got builtins.int"):
+        interop.from_equinox(3)
+    with pytest.raises(ValueError, match=r"model must be a haiku.Transformed, got builtins.function"):
+        interop.from_haiku(lambda x: x, {})
+
+
+# architectures
+
+
+class TransformerBlock(linen.Module):
+    @linen.compact
+    def __call__(self, x):  # [B, T, D]
+        x = x + linen.MultiHeadDotProductAttention(num_heads=2, qkv_features=8)(linen.LayerNorm()(x))
+        x = x + linen.Dense(8)(linen.gelu(linen.Dense(16)(linen.LayerNorm()(x))))
+        return linen.Dense(4)(x.mean(1))
+
+
+class DensePrediction(linen.Module):
+    @linen.compact
+    def __call__(self, x):  # [B, H, W, C] -> [B, H, W, K]
+        x = linen.softplus(linen.Conv(4, (3, 3))(x))
+        return linen.Conv(2, (1, 1))(x)
+
+
+class Recurrent(linen.Module):
+    @linen.compact
+    def __call__(self, x):  # [B, T, D]
+        return linen.Dense(3)(linen.RNN(linen.GRUCell(6))(x)[:, -1])
+
+
+class ModelWithCustomVjp(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+        return linen.Dense(3)(clipped(linen.Dense(8)(x)))
+
+
+@jax.custom_vjp
+def clipped(x):
+    """The identity whose gradient is halved: the penalty sees the rule, as does jacrev."""
+    return jnp.sin(x)
+
+
+clipped.defvjp(lambda x: (jnp.sin(x), x), lambda x, ct: (0.5 * jnp.cos(x) * ct,))
+
+
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (TransformerBlock(), (3, 5, 8)),
+        (DensePrediction(), (2, 5, 4, 3)),
+        (Recurrent(), (3, 6, 4)),
+        (ModelWithCustomVjp(), (4, 5)),
+    ],
+    ids=["transformer", "dense prediction", "recurrent", "custom_vjp"],
+)
+def test_architectures(module, shape, key):
+    x = jax.random.normal(key, shape)
+    apply, params, _ = interop.from_linen(module, module.init(key, x))
+    f = interop.bind(apply, params)
+    np.testing.assert_allclose(exact_frobenius_sq(f, x, mode="reverse"), reference.frobenius_sq(f, x), rtol=2e-5)
+    # the penalty differentiates in the parameters, and its mean over many probes is the exact one
+    penalty = lambda params, key: value_and_penalty(interop.bind(apply, params), x, key, num_projections=64)[1]
+    values = jax.vmap(penalty, (None, 0))(params, jax.random.split(key, 8))
+    exact, error = exact_frobenius_sq(f, x, mode="reverse").mean(), values.std(ddof=1) / np.sqrt(8)
+    assert abs(values.mean() - exact) < 6 * error + 1e-6
+    gradient = jax.grad(penalty)(params, key)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
