@@ -79,7 +79,7 @@ def from_nnx(model) -> Functional:
     def apply(params, state, x, key=None):
         merged = nnx.merge(graph, params, streams, state, copy=True)
         if key is not None and is_random:
-            nnx.reseed(merged, **{name: key for name in _stream_names(merged)})
+            nnx.reseed(merged, **dict.fromkeys(_stream_names(merged), key))
         output = merged(x)
         return output, nnx.split(merged, nnx.Param, nnx.RngState, ...)[3]
 
