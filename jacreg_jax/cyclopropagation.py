@@ -81,11 +81,11 @@ def penalty_and_gradient(
         (penalty, gradient): a scalar and a list like params. The loss takes (lambda_jr / 2) of both.
 
     Raises:
-        ValueError: layers that do not fit together, or x that does not fit the first.
+        ValueError: layers that do not fit together, x that does not fit the first, or an activation of another kind.
 
     Reference: Hoffman, Roberts, Yaida (2019), Eqs. 17-30, in the form above.
     """
-    _check(params, x)
+    _check(params, x, activation=activation, last=last)
     layers = _activations(params, activation, last)
     inputs, firsts, seconds = [], [], []
     z = x
@@ -162,7 +162,10 @@ def _activations(params, activation, last):
     return [activation] * (len(params) - 1) + [last]
 
 
-def _check(params, x):
+def _check(params, x, **activations):
+    for name, sigma in activations.items():
+        if not isinstance(sigma, Activation):
+            raise ValueError(f"{name} must be an Activation, such as TANH or activation_from(sigma), got {sigma!r}")
     if x.ndim != 2:
         raise ValueError(f"x must have shape [B, n_0], got {x.shape}")
     if not params:

@@ -85,3 +85,10 @@ def test_errors(key):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+def test_activations_are_checked(key):
+    params, x = mlp_params(key, (4, 3)), jnp.ones((2, 4))
+    for name in ("activation", "last"):
+        with pytest.raises(ValueError, match=f"{name} must be an Activation, such as TANH .*got 'tanh'"):
+            cyclo.penalty_and_gradient(params, x, **{name: "tanh"})

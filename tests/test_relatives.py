@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jacreg_jax as jr
-from jacreg_jax import relatives
+from jacreg_jax import relatives, sharding, training
 from tests.conftest import mlp, mlp_params
 from tests.reference import jacobian_matrix
 
@@ -113,3 +113,39 @@ def test_errors(small_mlp, key):
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize(
+    "relative",
+    [
+        lambda f, x, label, keys: relatives.input_gradient_penalty(f, x, label),
+        lambda f, x, label, keys: relatives.noise_consistency(f, x, keys, sigma=0.1),
+        lambda f, x, label, keys: relatives.first_order_frobenius_sq(f, x, keys),
+        lambda f, x, label, keys: relatives.spectral_norm_sq(f, x, keys),
+        lambda f, x, label, keys: relatives.target_jacobian_sq(f, x, jnp.ones((3, 8))),
+        lambda f, x, label, keys: jr.projected_frobenius_sq(relatives.centred(f), x, keys),
+    ],
+    ids=["input gradient", "noise", "first order", "spectral", "target", "centred"],
+)
+def test_relatives_in_the_train_step(relative, key):
+    """The step moves along the gradient of the joint loss with the relative in place of ||J||_F^2, as by hand."""
+    params, x = mlp_params(key, (8, 6, 3)), jax.random.normal(key, (10, 8))
+    batch = {"image": x, "label": jnp.arange(10) % 3}
+    apply = lambda params, state, x, key: (mlp(params, x), state)
+    optimizer = training.sgd(0.1, momentum=0.0)
+    loss = training.classification_loss(apply, lambda_jr=0.3, relative=relative)
+    state = training.init_state(params, optimizer, key)
+    new, metrics = training.make_train_step(loss, optimizer, donate=False)(state, batch)
+    keys = sharding.row_keys(jax.random.fold_in(key, 0), 10, None)
+
+    def joint(params):
+        f = lambda x: mlp(params, x)
+        penalty = relative(f, x, batch["label"], keys).mean()
+        loss = optax.softmax_cross_entropy_with_integer_labels(f(x), batch["label"]).mean()
+        return loss + 0.15 * penalty, penalty
+
+    gradient, penalty = jax.grad(joint, has_aux=True)(params)
+    np.testing.assert_allclose(metrics["penalty"], penalty, rtol=1e-4)
+    assert metrics["penalty_error"] >= 0
+    expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new.params, expected)
