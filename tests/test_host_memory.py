@@ -13,7 +13,7 @@ from jacreg_jax import host_memory
 if sys.argv[1] == "kept":
     assert host_memory.keep_freed_memory()
 import jax, jax.numpy as jnp
-f = jax.jit(lambda x: (x @ x.T).sum())
+f = jax.jit(lambda x: jnp.tanh(x @ x.T).sum())
 x = jnp.ones((4096, 8))  # a temporary of 64 MiB
 for _ in range(3):
     f(x).block_until_ready()
