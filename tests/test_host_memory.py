@@ -13,8 +13,8 @@ from jacreg_jax import host_memory
 if sys.argv[1] == "kept":
     assert host_memory.keep_freed_memory()
 import jax, jax.numpy as jnp
-f = jax.jit(lambda x: jnp.tanh(x @ x.T).sum())
-x = jnp.ones((4096, 8))  # a temporary of 64 MiB
+f = jax.jit(lambda x: jax.lax.fori_loop(0, 2, lambda i, a: a * 1.01 + i, jnp.outer(x, x)).sum())
+x = jnp.arange(3000.0)  # a temporary of 34 MiB
 for _ in range(3):
     f(x).block_until_ready()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
