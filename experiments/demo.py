@@ -43,6 +43,8 @@ class Config:
     """L-infinity radii of PGD, in raw pixels; steps of 1/255."""
     num_attacked: int = 500
     """Test samples that noise and PGD are tried on."""
+    num_rays: int = 360
+    """Directions in which the nearest boundary is looked for, in the figure."""
     commit: bool = False
     """Also write to experiments/results."""
 
@@ -50,7 +52,7 @@ class Config:
 NAMES = {"plain": "without regularization", "Jacobian": "with Jacobian regularization"}
 MAX_EXTENT = 20.0  # L2 distance in raw pixels up to which a boundary is looked for
 
-QUICK = {"num_steps": 60, "num_attacked": 40, "sigmas": (0.2,), "epsilons": (16 / 255,)}
+QUICK = {"num_steps": 60, "num_attacked": 40, "sigmas": (0.2,), "epsilons": (16 / 255,), "num_rays": 8}
 
 
 def load(config: Config, split: str) -> tuple[jax.Array, jax.Array]:
@@ -109,7 +111,7 @@ def evaluate(config: Config, module, params, images, labels) -> dict:
     }
 
 
-def figure(trained: dict, image, label) -> plt.Figure:
+def figure(trained: dict, image, label, num_rays: int = 360) -> plt.Figure:
     """The test digit, and each model's decision cells in the plane of the two models' adversarial directions."""
     functions = {
         name: predictor(module, params, preprocess=datasets.MNIST.normalize)
@@ -117,7 +119,7 @@ def figure(trained: dict, image, label) -> plt.Figure:
     }
     attacked = [attack_direction(f, image, label) for f in functions.values()]
     plane = decision_cells.adversarial_plane(image, *attacked)
-    radii = {name: boundary(f, plane) for name, f in functions.items()}
+    radii = {name: boundary(f, plane, num_rays) for name, f in functions.items()}
     extent = float(np.clip(1.5 * max((r for r in radii.values() if np.isfinite(r)), default=6.0), 3, MAX_EXTENT))
     figure, axes = plt.subplots(1, 3, figsize=(12, 4.8), width_ratios=(0.5, 1, 1))
     plots.draw_image(axes[0], image, f"test digit, label {int(label)}")
@@ -138,9 +140,9 @@ def attack_direction(f, image, label):
     return attacks.pgd(f, image[None], label[None], **options).x_adv[0]
 
 
-def boundary(f, plane) -> float:
+def boundary(f, plane, num_rays: int) -> float:
     """Distance to the nearest decision boundary in the plane."""
-    return float(decision_cells.boundary_distance(f, plane, extent=MAX_EXTENT))
+    return float(decision_cells.boundary_distance(f, plane, extent=MAX_EXTENT, num_rays=num_rays))
 
 
 def run(config: Config) -> dict:
@@ -161,7 +163,7 @@ def run(config: Config) -> dict:
 
     both_right = correct_by_all(trained, test_images[:100], test_labels[:100])
     chosen = int(np.argmax(both_right))
-    drawing = figure(trained, test_images[chosen], test_labels[chosen])
+    drawing = figure(trained, test_images[chosen], test_labels[chosen], config.num_rays)
     for folder in [record.RUNS / "demo", *([record.RESULTS] if config.commit else [])]:
         record.write_json(folder / f"demo_{config.dataset}.json", result)
         record.save_figure(drawing, folder / f"demo_{config.dataset}.png")

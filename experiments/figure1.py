@@ -39,6 +39,8 @@ class Config(zoo.Options):
     extent: float = 10.0
     """Half the side of a panel, L2 distance in raw pixels."""
     resolution: int = 201
+    num_rays: int = 360
+    """Directions in which the nearest boundary is looked for."""
 
 
 QUICK = {
@@ -46,6 +48,7 @@ QUICK = {
     "rows": 1,
     "num_steps": 20,
     "resolution": 21,
+    "num_rays": 8,
     "dispatch": 10,
     "checkpoint_every": 10,
     "out": Path("runs/quick"),
@@ -70,7 +73,9 @@ def panel(f, plane, config: Config) -> dict:
     return {
         "classes": np.asarray(cells.classes, np.uint8),
         "confidence": np.round(255 * np.asarray(cells.confidence)).astype(np.uint8),
-        "radius": np.float32(decision_cells.boundary_distance(f, plane, extent=2 * config.extent)),
+        "radius": np.float32(
+            decision_cells.boundary_distance(f, plane, extent=2 * config.extent, num_rays=config.num_rays)
+        ),
     }
 
 
@@ -81,7 +86,7 @@ def run(config: Config):
         recipes = {k: r.shortened(config.num_steps) for k, r in (ADVERSARIAL if figure == "S2" else RANDOM).items()}
         path = config.out / "figure1" / f"figure{figure}.npz"
         settings = {"recipes": {name: dataclasses.asdict(r) for name, r in recipes.items()}}
-        settings |= {k: getattr(config, k) for k in ("rows", "seeds", "extent", "resolution")}
+        settings |= {k: getattr(config, k) for k in ("rows", "seeds", "extent", "resolution", "num_rays")}
         if record.is_done(path.with_suffix(".json"), settings):
             continue
         models = [

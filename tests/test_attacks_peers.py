@@ -171,6 +171,7 @@ def peer_accuracy(peer, model, x, y) -> float:
     return float((model(adversarial).argmax(1) == y).float().mean())
 
 
+@pytest.mark.slow
 def test_robust_accuracy_and_distances_agree_on_mnist(trained):
     """Within one point of 500 samples, at five radii; the best of FAB and DDN against APGD's two losses."""
     params, x, y = trained

@@ -39,6 +39,12 @@ ALL = DISTANCES | {name: partial(attack, epsilon=0.4) for name, attack in FIXED.
 CHEAP = {name: a for name, a in ALL.items() if not name.startswith("auto_attack")}
 
 
+def slow_ensembles(names, *more):
+    """The names, those of the ensembles and of `more` marked slow: they compile four attacks, or one for long."""
+    is_slow = lambda name: name in ("auto_attack_l2", *more)
+    return [pytest.param(name, marks=pytest.mark.slow) if is_slow(name) else name for name in names]
+
+
 @pytest.fixture
 def problem(key):
     """(f, x, y): 12 images 6x6, some pixels at 0 and 1; a perceptron of 5 classes, y the labels it gives."""
@@ -153,7 +159,7 @@ def test_projection_onto_a_plane_in_the_box(norm, key):
 # what every attack promises
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_ensembles(ALL))
 def test_results_are_what_they_say(name, problem, key):
     f, x, y = problem
     result = jax.jit(lambda x: ALL[name](f, x, y, key))(x)
@@ -172,7 +178,7 @@ def test_results_are_what_they_say(name, problem, key):
     assert (result.steps[fooled] >= 0).all()
 
 
-@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("name", slow_ensembles(CHEAP, "square_l2"))
 def test_alone_in_a_batch_and_padded(name, problem, key):
     """Three samples of 12 have the same result in a batch of 12, of 3, and padded to 5."""
     f, x, y = problem
@@ -187,7 +193,7 @@ def test_alone_in_a_batch_and_padded(name, problem, key):
     np.testing.assert_allclose(alone.distance[0], whole.distance[4], rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", slow_ensembles(ALL))
 def test_degenerate_models(name, problem, key):
     """Constant, black-image, all wrong, NaN: no NaN in a result and no false success."""
     f, x, y = problem

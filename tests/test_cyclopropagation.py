@@ -92,3 +92,12 @@ def test_activations_are_checked(key):
     for name in ("activation", "last"):
         with pytest.raises(ValueError, match=f"{name} must be an Activation, such as TANH .*got 'tanh'"):
             cyclo.penalty_and_gradient(params, x, **{name: "tanh"})
+
+
+@pytest.mark.parametrize("chunk_size", [1, 2, 3, 4, 9])
+def test_chunks_change_nothing(chunk_size, x64, key):
+    params, x = mlp_params(key, (5, 6, 4), jnp.float64), jax.random.normal(key, (3, 5), jnp.float64)
+    whole, parts = (cyclo.penalty_and_gradient(params, x, chunk_size=size) for size in (None, chunk_size))
+    assert_equal(whole, parts)
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
+        cyclo.penalty_and_gradient(params, x, chunk_size=0)

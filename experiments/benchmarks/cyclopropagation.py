@@ -38,6 +38,7 @@ def forms():
     mean = lambda p, x, key, n: value_and_mean_frobenius_sq(lambda x: perceptron(p, x, TANH), x, key, num_projections=n)
     return {
         ("exact", "cyclopropagation"): lambda p, x, key: penalty_and_gradient(p, x),
+        ("exact", "cyclopropagation, one probe at a time"): lambda p, x, key: penalty_and_gradient(p, x, chunk_size=1),
         ("exact", "reverse over reverse, all at once"): by_autodiff(
             lambda p, x, key: exact_frobenius_sq(lambda x: perceptron(p, x, TANH), x).mean()
         ),
