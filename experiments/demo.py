@@ -45,6 +45,8 @@ class Config:
     """Test samples that noise and PGD are tried on."""
     num_rays: int = 360
     """Directions in which the nearest boundary is looked for, in the figure."""
+    resolution: int = 201
+    """Grid points along a side of the figure."""
     commit: bool = False
     """Also write to experiments/results."""
 
@@ -52,7 +54,14 @@ class Config:
 NAMES = {"plain": "without regularization", "Jacobian": "with Jacobian regularization"}
 MAX_EXTENT = 20.0  # L2 distance in raw pixels up to which a boundary is looked for
 
-QUICK = {"num_steps": 60, "num_attacked": 40, "sigmas": (0.2,), "epsilons": (16 / 255,), "num_rays": 8}
+QUICK = {
+    "num_steps": 60,
+    "num_attacked": 40,
+    "sigmas": (0.2,),
+    "epsilons": (16 / 255,),
+    "num_rays": 8,
+    "resolution": 21,
+}
 
 
 def load(config: Config, split: str) -> tuple[jax.Array, jax.Array]:
@@ -111,7 +120,7 @@ def evaluate(config: Config, module, params, images, labels) -> dict:
     }
 
 
-def figure(trained: dict, image, label, num_rays: int = 360) -> plt.Figure:
+def figure(trained: dict, image, label, num_rays: int = 360, resolution: int = 201) -> plt.Figure:
     """The test digit, and each model's decision cells in the plane of the two models' adversarial directions."""
     functions = {
         name: predictor(module, params, preprocess=datasets.MNIST.normalize)
@@ -125,7 +134,7 @@ def figure(trained: dict, image, label, num_rays: int = 360) -> plt.Figure:
     plots.draw_image(axes[0], image, f"test digit, label {int(label)}")
     seen = []
     for axis, (name, f) in zip(axes[1:], functions.items(), strict=True):
-        cells = jax.device_get(decision_cells.decision_cells(f, plane, extent=extent))
+        cells = jax.device_get(decision_cells.decision_cells(f, plane, extent=extent, resolution=resolution))
         seen.append(cells.classes)
         plots.draw_cells(axis, cells.classes, cells.confidence, extent, radii[name], NAMES[name])
     plots.class_legend(figure, np.stack(seen))
@@ -163,7 +172,7 @@ def run(config: Config) -> dict:
 
     both_right = correct_by_all(trained, test_images[:100], test_labels[:100])
     chosen = int(np.argmax(both_right))
-    drawing = figure(trained, test_images[chosen], test_labels[chosen], config.num_rays)
+    drawing = figure(trained, test_images[chosen], test_labels[chosen], config.num_rays, config.resolution)
     for folder in [record.RUNS / "demo", *([record.RESULTS] if config.commit else [])]:
         record.write_json(folder / f"demo_{config.dataset}.json", result)
         record.save_figure(drawing, folder / f"demo_{config.dataset}.png")

@@ -24,6 +24,8 @@ class Config(zoo.Options):
     num_steps: int | None = None
     """Shorter training, the quenches at the same shares of it; None: 150,000."""
     num_attacked: int = 1000
+    norms: int | None = None
+    """Test samples that ||J||_F is averaged over; None: all."""
 
 
 QUICK = {
@@ -32,6 +34,7 @@ QUICK = {
     "seeds": 1,
     "num_steps": 20,
     "num_attacked": 20,
+    "norms": 50,
     "dispatch": 10,
     "checkpoint_every": 10,
     "out": Path("runs/quick"),
@@ -47,10 +50,11 @@ def run(config: Config):
 
         def compute(seeds, recipe=recipe):
             for seed, params in zoo.train(recipe, seeds, config):
-                yield seed, zoo.clean(params, test)
+                yield seed, zoo.clean(params, test, norms=config.norms)
 
         folder = config.out / "figure_s6"
-        zoo.fill(folder / f"clean-{value:g}.json", {"recipe": dataclasses.asdict(recipe)}, range(config.seeds), compute)
+        settings = {"recipe": dataclasses.asdict(recipe), "norms": config.norms}
+        zoo.fill(folder / f"clean-{value:g}.json", settings, range(config.seeds), compute)
         for attack in config.attacks:
             path = folder / f"{attack.replace(' ', '-')}-{value:g}.json"
             attacked.fill(path, recipe, attack, test, config.num_attacked, range(config.seeds), config)

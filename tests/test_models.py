@@ -62,7 +62,12 @@ def trained_statistics(module, shape, key, batch):
 
 @pytest.mark.parametrize(
     ("module", "shape", "batch"),
-    [(LeNet(), (28, 28, 1), 3), (DDNet(), (32, 32, 3), 2), (ResNet18(), (32, 32, 3), 2), (MLP((20, 10)), (5, 5, 1), 3)],
+    [
+        (LeNet(), (28, 28, 1), 3),
+        (DDNet(), (32, 32, 3), 2),
+        (MLP((20, 10)), (5, 5, 1), 3),
+        pytest.param(ResNet18(), (32, 32, 3), 2, marks=pytest.mark.slow),
+    ],
 )
 def test_exact_norm_equals_jacrev(module, shape, batch, key):
     """To 1e-5 relative in float32."""

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 import jacreg_jax as jr
 from jacreg_jax import training
@@ -167,9 +168,18 @@ def test_dropout_mask_is_shared_and_fresh(key):
     assert first["cross_entropy"] != second["cross_entropy"]
 
 
-def test_batch_norm_state_and_penalty(key):
+class Normalized(nn.Module):
+    """A small convolutional network with BatchNorm, called as the library's models are."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(10)(nn.relu(x).reshape(x.shape[0], -1))
+
+
+@pytest.mark.parametrize("module", [Normalized(), pytest.param(ResNet18(), marks=pytest.mark.slow)])
+def test_batch_norm_state_and_penalty(module, key):
     """Statistics move in training; penalty_apply=eval_mode gives the per-sample norm of the eval-mode model."""
-    module = ResNet18()
     x = jax.random.normal(key, (2, 8, 8, 3))
     params, model_state = initialize(module, key, x)
     batch = {"image": x, "label": jnp.zeros(2, int)}
