@@ -55,7 +55,7 @@ NAMES = {"plain": "without regularization", "Jacobian": "with Jacobian regulariz
 MAX_EXTENT = 20.0  # L2 distance in raw pixels up to which a boundary is looked for
 
 QUICK = {
-    "num_steps": 60,
+    "num_steps": 20,
     "num_attacked": 40,
     "sigmas": (0.2,),
     "epsilons": (16 / 255,),
