@@ -57,6 +57,7 @@ BLOCKS = {
     "norms_two_ways": tables.norms_two_ways,
     "table2": tables.table2,
     "deviations": tables.deviations,
+    "initializations": tables.initializations,
     "figure1": lambda: "\n\n".join(picture(name) for name in ("figure1", "figure_s1", "figure_s2")),
     "figure2": lambda: tables.figure2() + "\n\n" + picture("figure2"),
     "figure3": lambda: tables.figure3() + "\n\n" + picture("figure3"),

@@ -89,6 +89,19 @@ def deviations() -> str:
     return "\n".join([f"{len(lines)} of the {ran} cells that ran (of {len(found)}):", "", *lines])
 
 
+def initializations() -> str:
+    """Few-shot cells from other initial parameters, beside those of Table 1."""
+    rows = []
+    for path in sorted((record.RESULTS / "initializations").glob("*.json")):
+        column, regularizer, name = path.stem.split("-")
+        expected = paper.TABLE1[regularizer][column]
+        cells = [models(f"table1/{column}-{regularizer}"), models(f"initializations/{path.stem}")]
+        ours = [compare([100 * m["accuracy"] for m in found], expected) for found in cells]
+        rows.append([column, NAMES[regularizer], f"{expected[0]} ± {expected[1]}", ours[0], name, ours[1]])
+    header = ["samples per class", "regularizer", "paper", "Table 1 (xavier)", "initialization", "ours"]
+    return plots.table(header, rows) if rows else "not run"
+
+
 def figure2() -> str:
     """The last point of each curve."""
     rows = []

@@ -40,11 +40,16 @@ def test_layer_shapes(key):
 
 
 def test_initial_values(key):
-    """Xavier-uniform: variance 2 / (fan_in + fan_out), zero biases. Torch: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    """Xavier: variance 2 / (fan_in + fan_out), zero biases. Torch: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     params, _ = initialize(LeNet(), key, jnp.zeros((1, 28, 28, 1)))
     kernel = params["Dense_0"]["kernel"]
     np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 520), rtol=0.02)
     assert jnp.abs(kernel).max() <= np.sqrt(6 / 520)
+    np.testing.assert_array_equal(params["Conv_0"]["bias"], 0)
+    params, _ = initialize(LeNet(initialization="xavier_normal"), key, jnp.zeros((1, 28, 28, 1)))
+    kernel = params["Dense_0"]["kernel"]
+    np.testing.assert_allclose(kernel.std(), np.sqrt(2 / 520), rtol=0.02)
+    assert jnp.abs(kernel).max() > np.sqrt(6 / 520), "a normal has no such bound"
     np.testing.assert_array_equal(params["Conv_0"]["bias"], 0)
     params, _ = initialize(LeNet(initialization="torch"), key, jnp.zeros((1, 28, 28, 1)))
     for layer, fan_in in (("Conv_1", 150), ("Dense_0", 400)):
@@ -147,5 +152,5 @@ def test_bad_options(key):
     x = jnp.zeros((1, 32, 32, 3))
     with pytest.raises(ValueError, match="variant must be 'cifar' or 'imagenet', got 'tiny'"):
         ResNet18(variant="tiny").init(key, x)
-    with pytest.raises(ValueError, match="initialization must be 'xavier' or 'torch', got 'he'"):
+    with pytest.raises(ValueError, match="initialization must be 'xavier', 'xavier_normal' or 'torch', got 'he'"):
         DDNet(initialization="he").init(key, x)

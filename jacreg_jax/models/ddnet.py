@@ -16,7 +16,7 @@ class DDNet(nn.Module):
     Attributes:
         num_classes: C.
         dropout_rate: after the two hidden dense layers, in train mode.
-        initialization: "xavier" (weights uniform, biases zero; the paper) or "torch" (PyTorch's default).
+        initialization: "xavier" (uniform, biases zero; the paper), "xavier_normal" or "torch" (PyTorch's default).
         conv_general_dilated: the convolution; `jax.lax.conv_general_dilated` gives XLA's own everywhere.
         max_pool: the pooling; `flax.linen.max_pool` gives XLA's own.
 

@@ -4,6 +4,7 @@ import jax
 from flax import linen as nn
 
 xavier = nn.initializers.xavier_uniform()  # Glorot and Bengio (2010); biases start at zero
+xavier_normal = nn.initializers.xavier_normal()  # the same variance
 torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U(-1/sqrt(fan_in), 1/sqrt(fan_in))
 torch_resnet_kernel = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's ResNet convolutions
 
@@ -18,13 +19,14 @@ def torch_bias(fan_in: int):
 
 
 def kernel_and_bias(name: str, fan_in: int) -> dict:
-    """Keyword arguments of a flax layer for "xavier" or "torch".
+    """Keyword arguments of a flax layer for "xavier", "xavier_normal" or "torch".
 
     Raises:
         ValueError: another name.
     """
-    if name == "xavier":
-        return {"kernel_init": xavier, "bias_init": nn.initializers.zeros}
+    if name in ("xavier", "xavier_normal"):
+        kernel = xavier if name == "xavier" else xavier_normal
+        return {"kernel_init": kernel, "bias_init": nn.initializers.zeros}
     if name == "torch":
         return {"kernel_init": torch_kernel, "bias_init": torch_bias(fan_in)}
-    raise ValueError(f"initialization must be 'xavier' or 'torch', got {name!r}")
+    raise ValueError(f"initialization must be 'xavier', 'xavier_normal' or 'torch', got {name!r}")

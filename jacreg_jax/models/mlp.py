@@ -14,7 +14,7 @@ class MLP(nn.Module):
         features: width of every layer, the number of classes last.
         activation: after every layer but the last.
         dropout_rate: after every hidden layer, in train mode.
-        initialization: "xavier" (weights uniform, biases zero) or "torch" (PyTorch's default).
+        initialization: "xavier" (uniform, biases zero), "xavier_normal" or "torch" (PyTorch's default).
     """
 
     features: Sequence[int] = (200, 200, 10)
