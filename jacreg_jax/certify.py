@@ -181,6 +181,7 @@ def interval_radius(
 
 
 _SHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "slice", "rev", "convert_element_type", "copy"}
+_SHAPES |= {"jacreg_patches"}
 _RISING = {"tanh", "logistic", "exp", "log", "log1p", "expm1", "sqrt", "erf", "reduce_max", "reduce_window_max", "max"}
 _RISING |= {"reduce_sum", "cumsum", "concatenate", "pad", "min", "reduce_min", "stop_gradient", "expand_dims", "add"}
 _RISING_CALLS = {"softplus", "relu", "relu6", "elu", "selu", "leaky_relu", "sigmoid", "hard_tanh"}

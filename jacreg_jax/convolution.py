@@ -104,7 +104,7 @@ def conv_general_dilated(
         padding = lax.padtype_to_pads(size, kernel, window_strides, padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
     geometry = Geometry(tuple(size), tuple(kernel), tuple(map(int, window_strides)), padding)
-    lhs, rhs = _vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
+    lhs, rhs = vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
     return convolution_p.bind(lhs, rhs, result="output", geometry=geometry, precision=precision)
 
 
@@ -115,7 +115,7 @@ def _is_nhwc(lhs_shape, rhs_shape, dimension_numbers) -> bool:
     return numbers == lax.conv_dimension_numbers(lhs_shape, rhs_shape, NHWC)
 
 
-def _vary_alike(*arrays):
+def vary_alike(*arrays):
     """Inside shard_map: every array varying over the same manual axes, as lax's own operations make them."""
     axes = [_manual_axes(a) for a in arrays]
     missing = [tuple(sorted(frozenset.union(*axes) - own)) for own in axes]
@@ -213,7 +213,7 @@ def _lax_form(a, b, *, result, geometry, precision):
 
 def _transposed(linear, shape, ct):
     """The transpose of a linear function of an array of this shape, at ct."""
-    like, _ = _vary_alike(jnp.zeros(shape, ct.dtype), ct)
+    like, _ = vary_alike(jnp.zeros(shape, ct.dtype), ct)
     return jax.linear_transpose(linear, like)(ct)[0]
 
 

@@ -7,16 +7,16 @@ n = 1 and 12.0 for the exact norm; XLA also counts tanh, pooling and the optimiz
 import jax
 import jax.numpy as jnp
 import pytest
-from flax import linen as nn
 
 from jacreg_jax import training
 from jacreg_jax.models import LeNet, initialize, train_mode
+from jacreg_jax.pooled_convolution import lax_conv_max_pool
 
 
 @pytest.fixture(scope="module")
 def flops():
     """FLOPs of one LeNet' step, batch 100, by option."""
-    module = LeNet(conv_general_dilated=jax.lax.conv_general_dilated, max_pool=nn.max_pool)
+    module = LeNet(conv_max_pool=lax_conv_max_pool)
     batch = {"image": jnp.zeros((100, 28, 28, 1)), "label": jnp.zeros(100, int)}
     params, _ = initialize(module, jax.random.key(0), batch["image"][:1])
     optimizer = training.sgd(0.1)

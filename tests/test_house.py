@@ -17,6 +17,7 @@ BASE = {"jax", "numpy"}
 MAP = {
     "jacobian": (BASE, set()),
     "convolution": (BASE, set()),
+    "pooled_convolution": (BASE, {"convolution"}),
     "host_memory": (set(), set()),
     "sharding": (BASE, set()),
     "attacks": (BASE | {"optax"}, {"attacks"}),
@@ -27,7 +28,7 @@ MAP = {
     "cyclopropagation": (BASE, {"jacobian"}),
     "schedules": (BASE | {"optax"}, set()),
     "interop": (BASE, set()),
-    "models": (BASE | {"flax"}, {"convolution", "models"}),
+    "models": (BASE | {"flax"}, {"convolution", "pooled_convolution", "models"}),
     "training": (BASE | {"optax"}, {"jacobian", "penalty", "sharding"}),
     "evaluation": (BASE, set()),
     "decision_cells": (BASE, set()),

@@ -14,8 +14,11 @@ from flax import linen as nn
 from experiments.benchmarks.torch_worker import Worker
 from jacreg_jax import training
 from jacreg_jax.models import DDNet, LeNet, ResNet18, initialize, train_mode
+from jacreg_jax.pooled_convolution import lax_conv_max_pool
 
 MODELS = {"lenet": LeNet, "ddnet": DDNet, "resnet18": ResNet18}
+_XLA_OWN = {"conv_general_dilated": jax.lax.conv_general_dilated, "max_pool": nn.max_pool}
+PLAIN_LAX = {"lenet": {"conv_max_pool": lax_conv_max_pool}, "ddnet": _XLA_OWN, "resnet18": _XLA_OWN}
 SHAPES = {"lenet": (28, 28, 1), "ddnet": (32, 32, 3), "resnet18": (32, 32, 3)}
 VARIANTS = {
     "plain": {},
@@ -56,8 +59,7 @@ def batch_for(model: str, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def jax_case(model: str, variant: str, batch_size: int, *, plain_lax: bool = False) -> Case:
     """This library's own step (`plain_lax`: with XLA's convolution and pooling as flax writes them)."""
-    ops = {"conv_general_dilated": jax.lax.conv_general_dilated, "max_pool": nn.max_pool} if plain_lax else {}
-    module = MODELS[model](**ops)
+    module = MODELS[model](**(PLAIN_LAX[model] if plain_lax else {}))
     image, label = batch_for(model, batch_size)
     batch = {"image": jnp.asarray(image), "label": jnp.asarray(label, jnp.int32)}
     params, model_state = initialize(module, jax.random.key(0), batch["image"][:1])

@@ -1,0 +1,38 @@
+"""Layers as flax modules."""
+
+from collections.abc import Callable, Sequence
+
+from flax import linen as nn
+
+from jacreg_jax.pooled_convolution import conv_max_pool
+
+
+class ConvMaxPool(nn.Module):
+    """max pool(x * w) + b, [C, H, W, B] -> [O, H', W', B]: `pooled_convolution.conv_max_pool` and a bias.
+
+    Parameters as `nn.Conv`'s: kernel [kh, kw, C, O] and bias [O].
+
+    Attributes:
+        features: O.
+        kernel_size: (kh, kw).
+        padding: "SAME", "VALID" or ((low, high), (low, high)), of the convolution.
+        window: side of the pooling windows.
+        conv_max_pool: the operation.
+        kernel_init: initializer.
+        bias_init: initializer.
+    """
+
+    features: int
+    kernel_size: tuple[int, int]
+    padding: str | Sequence[tuple[int, int]] = "VALID"
+    window: int = 2
+    conv_max_pool: Callable = conv_max_pool
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x):
+        """[O, H', W', B] of x [C, H, W, B]."""
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[0], self.features))
+        bias = self.param("bias", self.bias_init, (self.features,))
+        return self.conv_max_pool(x, kernel, self.padding, window=self.window) + bias[:, None, None, None]
