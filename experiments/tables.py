@@ -49,7 +49,7 @@ def table1() -> str:
     for name, label in NAMES.items():
         found = {c: models(f"table1/{c}-{name}") for c in columns}
         ours = [compare([100 * m["accuracy"] for m in found[c]], paper.TABLE1[name][c]) for c in columns]
-        norms = compare([m["jacobian_norm"]["mean"] for m in found["all"]], paper.JACOBIAN_NORM[name])
+        norms = compare([m["jacobian_norm"]["rms"] for m in found["all"]], paper.JACOBIAN_NORM[name])
         expected = [*(paper.TABLE1[name][c] for c in columns), paper.JACOBIAN_NORM[name]]
         rows.append([label, "paper", *(f"{mean} ± {half}" for mean, half in expected)])
         rows.append(["", "ours", *ours, norms])
@@ -78,7 +78,7 @@ def deviations() -> str:
     cells = [(f"Table 1, {c}, {NAMES[n]}", [100 * m["accuracy"] for m in models(f"table1/{c}-{n}")], paper.TABLE1[n][c])
              for c in ("1", "3", "10", "30", "all") for n in NAMES]  # fmt: skip
     for n, label in NAMES.items():
-        norms = [m["jacobian_norm"]["mean"] for m in models(f"table1/all-{n}")]
+        norms = [m["jacobian_norm"]["rms"] for m in models(f"table1/all-{n}")]
         cells.append((f"Table 1, ||J||_F, {label}", norms, paper.JACOBIAN_NORM[n]))
         cells.append((f"Table 2, {label}", [100 * m["accuracy"] for m in models(f"table2/{n}")], paper.TABLE2[n]))
     found = [(label, compare(values, expected), expected) for label, values, expected in cells]
