@@ -4,7 +4,7 @@ The four outputs that a 2x2 window takes the maximum of, its phases, are four co
 
     y[o,i,j,b] = max_{p,q<2} sum_{u,v,c} x[c, 2i + p + u, 2j + q + v, b] w[u,v,c,o]
 
-is one matmul and a maximum over a leading axis: the kernel at its four places [K, 4, O] times patches of the image
+is one matmul and a maximum over a major axis: the kernel at its four places [K, O, 4] times patches of the image
 [K, H', W', B]. Read as a 2x2 grid of coarse pixels, a patch of a 5x5 kernel is 3x3 of them, and every loop (patches,
 matmul, maximum, bias, nonlinearity) runs along the batch, contiguous in memory. The phases cost
 ((k + 1) / k)^2 times the arithmetic of the convolution (1.44 for k = 5), which the speed of one dense matmul repays
@@ -26,13 +26,14 @@ from jacreg_jax.convolution import vary_alike
 CHWN = ("CHWN", "HWIO", "CHWN")
 
 
+@partial(jax.jit, static_argnames=("padding", "window", "precision"))
 def conv_max_pool(x, w, padding: str | Sequence[tuple[int, int]] = "VALID", *, window: int = 2, precision=None):
     """Maxima of a convolution of stride 1 over windows that tile its output; the batch is the last axis.
 
     y[o,i,j,b] = max_{p,q<n} sum_{u,v,c} x[c, n i + p + u, n j + q + v, b] w[u,v,c,o], n = window, x padded. Output rows
-    and columns that fill no window are left out. The gradient goes to the first of the ties. Any number of derivatives
-    in either mode, `vmap`, `scan`, jit and shard_map. A bias and a rising activation may follow instead of lie between:
-    max tanh(z + b) = tanh(max z + b).
+    and columns that fill no window are left out. The gradient goes to the first of the ties: places within
+    4 eps (1 + |y|) of the maximum. Any number of derivatives in either mode, `vmap`, `scan`, jit and shard_map. A bias
+    and a rising activation may follow instead of lie between: max tanh(z + b) = tanh(max z + b).
 
     Args:
         x: images, [C, H, W, B].
@@ -57,7 +58,7 @@ def conv_max_pool(x, w, padding: str | Sequence[tuple[int, int]] = "VALID", *, w
     patches = patches_p.bind(x, window=window, taps=taps)
     phases = _phases(w, window, taps)
     z = jnp.dot(phases.reshape(len(phases), -1).T, patches.reshape(len(phases), -1), precision=precision)
-    return max_of_leading(z.reshape(*phases.shape[1:], *patches.shape[1:]))
+    return max_of_places(z.reshape(*phases.shape[1:], *patches.shape[1:]))
 
 
 def lax_conv_max_pool(x, w, padding="VALID", *, window: int = 2, precision=None):
@@ -83,75 +84,87 @@ def _checked_padding(x, w, padding, window):
 
 
 def _phases(w, window, taps):
-    """The kernel at its window^2 places, [K, window^2, O]; rows in the order of patches."""
-    (kh, kw, channels, features), n = w.shape, window
+    """The kernel at its window^2 places, [K, O, window^2]; rows in the order of patches.
+
+    That order, columns and rows of the patch as they come, meets the weights of every phase in the same sequence, so
+    that their sums round alike.
+    """
+    (kh, kw, _, features), n = w.shape, window
     room = [t * n - k for t, k in zip(taps, (kh, kw), strict=True)]
     places = [(p, q) for p in range(n) for q in range(n)]
-    phases = jnp.stack([jnp.pad(w, ((p, room[0] - p), (q, room[1] - q), (0, 0), (0, 0))) for p, q in places])
-    phases = phases.reshape(n * n, taps[0], n, taps[1], n, channels, features)
-    return phases.transpose(3, 1, 2, 4, 5, 0, 6).reshape(-1, n * n, features)
+    phases = [jnp.pad(w, ((p, room[0] - p), (q, room[1] - q), (0, 0), (0, 0))) for p, q in places]
+    phases = jnp.stack(phases, axis=4).transpose(1, 0, 2, 3, 4)
+    return phases.reshape(-1, features, n * n)
 
 
 # patches and their transpose
 
 
 def _patches(x, *, window, taps):
-    """[C, n h, n w, B] -> [K, H', W', B], K = (taps across, taps down, n, n, C): coarse pixels that an output sees."""
+    """[C, n h, n w, B] -> [K, H', W', B], K = (columns, rows, C) of the pixels that an output sees.
+
+    Read by coarse pixels of n x n, whose slices are contiguous.
+    """
     n, (down, across) = window, taps
-    x = jnp.stack([x[:, a::n, b::n] for a in range(n) for b in range(n)])
-    x = x.reshape(-1, *x.shape[2:])
-    height, width = x.shape[1] - down + 1, x.shape[2] - across + 1
-    x = jnp.stack([x[:, u : u + height] for u in range(down)])
+    x = jnp.stack([jnp.stack([x[:, a::n, b::n] for a in range(n)]) for b in range(n)])  # [n, n, C, h, w, B]
+    height, width = x.shape[3] - down + 1, x.shape[4] - across + 1
+    x = jnp.stack([x[:, :, :, u : u + height] for u in range(down)], axis=1)
     x = jnp.stack([x[..., v : v + width, :] for v in range(across)])
-    return x.reshape(-1, *x.shape[3:])
+    return x.reshape(-1, *x.shape[5:])
 
 
 def _overlap_add(patches, *, window, taps):
     """The transpose of _patches: every patch added where it was read."""
     n, (down, across) = window, taps
-    patches = patches.reshape(across, down, -1, *patches.shape[1:])
+    patches = patches.reshape(across, n, down, n, -1, *patches.shape[1:])
     zero = jnp.zeros((), patches.dtype)
     places = [(v, u) for v in range(across) for u in range(down)]
-    margins = lambda v, u: [(0, 0, 0), (u, down - 1 - u, 0), (v, across - 1 - v, 0), (0, 0, 0)]
-    x = sum(lax.pad(patches[v, u], zero, margins(v, u)) for v, u in places)
-    x = x.reshape(n, n, -1, *x.shape[1:]).transpose(2, 3, 0, 4, 1, 5)
+    margins = lambda v, u: [*[(0, 0, 0)] * 3, (u, down - 1 - u, 0), (v, across - 1 - v, 0), (0, 0, 0)]
+    x = sum(lax.pad(patches[v, :, u], zero, margins(v, u)) for v, u in places)  # [b, a, C, h, w, B]
+    x = x.transpose(2, 3, 1, 4, 0, 5)
     channels, height, _, width, _, batch = x.shape
     return x.reshape(channels, n * height, n * width, batch)
 
 
-# maximum over a leading axis
+# maximum over the places of a window
 
 
 @jax.custom_jvp
-def max_of_leading(z):
-    """max_k z[k] of [n, ..., B]; the gradient goes to the first of the ties."""
-    return functools.reduce(jnp.maximum, z)
+def max_of_places(z):
+    """max_k z[:, k] of [O, n, ..., B]; the gradient goes to the first place within 4 eps (1 + |y|) of the maximum."""
+    return functools.reduce(jnp.maximum, [z[:, k] for k in range(z.shape[1])])
 
 
-@max_of_leading.defjvp
-def _max_of_leading_jvp(primals, tangents):
-    """The tangent at the first maximum: a select, whose transpose is a select, and no gradient through the index."""
+@max_of_places.defjvp
+def _max_of_places_jvp(primals, tangents):
+    """The tangent at the first maximum: a select, whose transpose is a select, and no gradient through the index.
+
+    Places that see equal pixels, such as a blank background, tie, but not to the last bit: a matmul may sum in another
+    order for each. What lies within rounding of the maximum counts as one, or the gradient would depend on the program
+    that it is a part of.
+    """
     (z,), (t,) = primals, tangents
-    y = max_of_leading(z)
-    count, index = len(z), jnp.int8 if len(z) < 128 else jnp.int32
+    y = max_of_places(z)
+    count, index = z.shape[1], jnp.int8 if z.shape[1] < 128 else jnp.int32
+    least = y - 4 * jnp.finfo(z.dtype).eps * (1 + jnp.abs(y))
     first = jnp.full(y.shape, count - 1, index)
     for k in reversed(range(count - 1)):
-        first = jnp.where(z[k] == y, jnp.asarray(k, index), first)
+        first = jnp.where(z[:, k] >= least, jnp.asarray(k, index), first)
     return y, pick_p.bind(*vary_alike(first, t), count=count)
 
 
 def _pick(first, t, *, count):
-    """t[first[...], ...]: [...] of indices and [n, ...] -> [...]."""
-    picked = t[count - 1]
+    """t[o, first[o, ...], ...]: [O, ...] of indices and [O, n, ...] -> [O, ...]."""
+    picked = t[:, count - 1]
     for k in reversed(range(count - 1)):
-        picked = jnp.where(first == jnp.asarray(k, first.dtype), t[k], picked)
+        picked = jnp.where(first == jnp.asarray(k, first.dtype), t[:, k], picked)
     return picked
 
 
 def _place(first, g, *, count):
-    """The transpose of _pick: g at first, zero elsewhere; [...] -> [n, ...]."""
-    places = jnp.arange(count, dtype=first.dtype).reshape(count, *(1,) * g.ndim)
-    return jnp.where(first[None] == places, g[None], jnp.zeros((), g.dtype))
+    """The transpose of _pick: g at first, zero elsewhere; [O, ...] -> [O, n, ...]."""
+    places = jnp.arange(count, dtype=first.dtype).reshape(1, count, *(1,) * (g.ndim - 1))
+    return jnp.where(first[:, None] == places, g[:, None], jnp.zeros((), g.dtype))
 
 
 # linear operations whose transposes are given
