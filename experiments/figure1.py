@@ -97,11 +97,9 @@ def run(config: Config):
         for row in range(1 if figure == "1" else config.rows):
             number = row + (figure == "S1")  # not the sample of Figure 1 again
             functions = models[number % config.seeds]
-            chosen = sample(functions.values(), test, number)
-            image, label = test["image"][chosen], test["label"][chosen]
-            plane, at = plane_of(figure, list(functions.values()), image, label, jax.random.key(number))
-            dots.append({"sample": chosen, "label": int(label), "dots": at})
-            arrays[f"{row}/image"] = np.round(255 * np.asarray(image[..., 0])).astype(np.uint8)
+            chosen, plane, at = drawn(figure, list(functions.values()), test, number, config)
+            dots.append({"sample": chosen, "label": int(test["label"][chosen]), "dots": at})
+            arrays[f"{row}/image"] = np.round(255 * np.asarray(test["image"][chosen, ..., 0])).astype(np.uint8)
             for name, f in functions.items():
                 arrays |= {f"{row}/{name}/{k}": v for k, v in panel(f, plane, config).items()}
         record.write_arrays(path, arrays)
@@ -111,8 +109,17 @@ def run(config: Config):
         print(f"figure {figure}: " + json.dumps({k: round(float(v), 2) for k, v in arrays.items() if "radius" in k}))
 
 
-def sample(functions, test: dict, number: int) -> int:
-    """A random test sample that every function gets right."""
+def drawn(figure: str, functions: list, test: dict, number: int, config: Config):
+    """A random test sample that every function gets right, and a plane around it with something to see.
+
+    That is one in which the cell of the first function, the undefended, ends inside the panel.
+    """
     order = np.random.default_rng(number).permutation(len(test["label"]))[:200]
-    right = [np.asarray(jnp.argmax(f(test["image"][order]), -1) == test["label"][order]) for f in functions]
-    return int(order[np.argmax(np.all(right, axis=0))])
+    right = np.all([np.argmax(f(test["image"][order]), -1) == test["label"][order] for f in functions], axis=0)
+    for chosen in order[right] if right.any() else order:
+        image, label = test["image"][chosen], test["label"][chosen]
+        plane, at = plane_of(figure, functions, image, label, jax.random.key(number))
+        nearest = decision_cells.boundary_distance(functions[0], plane, extent=config.extent, num_rays=config.num_rays)
+        if np.isfinite(nearest):
+            break
+    return int(chosen), plane, at

@@ -29,8 +29,10 @@ def draw_cells(axes, classes, confidence, extent: float, radius: float, title: s
     axes.plot(0, 0, "ko", markersize=5)
     if np.isfinite(radius):
         axes.add_patch(plt.Circle((0, 0), radius, fill=False, color="k", linewidth=1.2))
-        title = f"{title}\nnearest boundary at {radius:.2f}"
-    axes.set(title=title, xlim=box[:2], ylim=box[2:], xlabel="L2 distance in raw pixels", aspect="equal")
+    nearest = f"nearest boundary at {radius:.2f}" if np.isfinite(radius) else "no boundary in reach"
+    ticks = np.linspace(-extent, extent, 5)
+    axes.set(xlim=box[:2], ylim=box[2:], xticks=ticks, yticks=ticks, aspect="equal")
+    axes.set(title=f"{title}\n{nearest}", xlabel="L2 distance in raw pixels")
 
 
 def draw_image(axes, image, title: str):
