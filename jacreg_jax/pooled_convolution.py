@@ -170,10 +170,11 @@ def _place(first, g, *, count):
 # linear operations whose transposes are given
 
 
-def _linear_pair(names: tuple[str, str], functions: tuple[Callable, Callable]):
+def _linear_pair(names: tuple[str, str], functions: tuple[Callable, Callable], alone: Callable | None = None):
     """Two primitives, each the other's transpose in its last argument; the last axis of every array is the batch.
 
     What JAX derives for a stack of slices is a sum of pads, one kernel each; a rule by hand is several times as fast.
+    The result of the function `alone` is written to memory on CPU before anything reads it, see `_written`.
     """
     pair = tuple(Primitive(name) for name in names)
     for primitive, function, transpose in zip(pair, functions, reversed(pair), strict=True):
@@ -183,7 +184,25 @@ def _linear_pair(names: tuple[str, str], functions: tuple[Callable, Callable]):
         ad.primitive_transposes[primitive] = partial(_transpose, transpose)
         batching.primitive_batchers[primitive] = partial(_batch, primitive)
         mlir.register_lowering(primitive, mlir.lower_fun(function, multiple_results=False))
+        if function is alone:
+            mlir.register_lowering(primitive, mlir.lower_fun(_written(function), multiple_results=False), "cpu")
     return pair
+
+
+def _written(function):
+    """The same function, whose result XLA fuses into nothing that reads it.
+
+    XLA:CPU would fuse the nine terms of an overlap-add into the transposition behind it, which then reads every term
+    column by column, or into each place of a window, which computes them as often: the gradient of LeNet' in its image
+    takes 2.5 times as long. It drops optimization barriers before it fuses, but not a branch whose condition it cannot
+    see through.
+    """
+
+    def branch(*args, **params):
+        run = partial(function, **params)
+        return lax.cond(lax.optimization_barrier(True), run, lambda *args: -run(*args), *args)
+
+    return branch
 
 
 def _impl(function, *args, **params):
@@ -221,5 +240,7 @@ def _batch(primitive, args, dims, **params):
     return out.reshape(*out.shape[:-1], -1, size), out.ndim
 
 
-patches_p, overlap_add_p = _linear_pair(("jacreg_patches", "jacreg_overlap_add"), (_patches, _overlap_add))
-pick_p, place_p = _linear_pair(("jacreg_pick", "jacreg_place"), (_pick, _place))
+patches_p, overlap_add_p = _linear_pair(
+    ("jacreg_patches", "jacreg_overlap_add"), (_patches, _overlap_add), _overlap_add
+)
+pick_p, place_p = _linear_pair(("jacreg_pick", "jacreg_place"), (_pick, _place), _pick)

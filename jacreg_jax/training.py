@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from jacreg_jax import sharding
+from jacreg_jax.accumulation import every, in_parts
 from jacreg_jax.jacobian import Probe
 from jacreg_jax.penalty import joint_loss, standard_error, value_and_mean_frobenius_sq
 
@@ -64,6 +65,7 @@ def classification_loss(
     sample_fraction: float = 1.0,
     chunk_size: int | None = None,
     lazy: int = 1,
+    part_size: int | None = None,
     preprocess: Callable = lambda image: image,
     perturb: Callable | None = None,
     penalty_apply: Callable | None = None,
@@ -83,6 +85,9 @@ def classification_loss(
         lazy: penalise every lazy-th step, with lambda_jr multiplied by it, at 1 + n / lazy plain steps. The mean over
             steps of the gradient is the same, its variance is larger, and lr * lambda_jr * lazy * curvature must stay
             below 2. The loss is then differentiable in params alone.
+        part_size: samples that are differentiated at once, in the memory, and the cache, of as many: the loss is the mean
+            over parts of the batch, each with a dropout mask of its own; what part_size does not divide is one part.
+            None: the whole batch. The loss is then differentiable in params alone.
         preprocess: raw batch["image"] -> the space of the network's input, where the Jacobian is taken.
         perturb: (f, image, label, keys) -> image in raw pixels, f: raw image -> logits with the same parameters and
             dropout mask; adversarial training. No gradient flows through it.
@@ -99,10 +104,12 @@ def classification_loss(
         leaves out.
 
     Raises:
-        ValueError: lazy below 1; num_projections neither an integer nor "exact".
+        ValueError: lazy or part_size below 1; num_projections neither an integer nor "exact".
     """
     if lazy < 1:
         raise ValueError(f"lazy must be at least 1, got {lazy}")
+    if part_size is not None and part_size < 1:
+        raise ValueError(f"part_size must be at least 1 or None, got {part_size}")
     if num_projections != "exact" and not isinstance(num_projections, int):
         raise ValueError(f"num_projections must be an integer or 'exact', got {num_projections!r}")
 
@@ -148,12 +155,12 @@ def classification_loss(
             coefficient = lambda_jr(state.step) if callable(lambda_jr) else lambda_jr
             return joint_loss(cross_entropy, weight * penalty, lambda_jr=coefficient), (model_state, metrics)
 
-        return loss
+        return loss if part_size is None else in_parts(part_size, loss)
 
     is_plain = isinstance(lambda_jr, (int, float)) and lambda_jr == 0
     if lazy == 1 or is_plain:
         return weighted(1)
-    return _every(lazy, weighted(lazy), weighted(0))
+    return every(lazy, weighted(lazy), weighted(0))
 
 
 def _cross_entropy(z, label):
@@ -161,32 +168,6 @@ def _cross_entropy(z, label):
     if label.ndim == 2:
         return jnp.mean(optax.softmax_cross_entropy(z, label)), jnp.argmax(z, -1) == jnp.argmax(label, -1)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(z, label)), jnp.argmax(z, -1) == label
-
-
-def _every(period: int, rare: Callable, usual: Callable) -> Callable:
-    """The loss `rare` on every period-th step and `usual` on the others, differentiable in its first argument.
-
-    Each branch holds its own gradient: differentiating a `cond` would carry the residuals of both out of either, which
-    makes every step slower than a penalised one.
-    """
-
-    def choose(differentiate, params, state, *arguments):
-        branches = [lambda *arguments, loss=loss: differentiate(loss)(*arguments) for loss in (rare, usual)]
-        return jax.lax.cond(state.step % period == 0, *branches, params, state, *arguments)
-
-    @jax.custom_vjp
-    def loss(*arguments):
-        return choose(lambda loss: loss, *arguments)
-
-    def forward(*arguments):
-        return choose(partial(jax.value_and_grad, has_aux=True), *arguments)
-
-    def backward(grads, cotangents):
-        grads = jax.tree.map(lambda g: (cotangents[0] * g).astype(g.dtype), grads)
-        return grads, *[None] * 3  # state, batch, keys
-
-    loss.defvjp(forward, backward)
-    return loss
 
 
 def make_train_step(

@@ -29,7 +29,8 @@ MAP = {
     "schedules": (BASE | {"optax"}, set()),
     "interop": (BASE, set()),
     "models": (BASE | {"flax"}, {"convolution", "pooled_convolution", "models"}),
-    "training": (BASE | {"optax"}, {"jacobian", "penalty", "sharding"}),
+    "accumulation": (BASE, set()),
+    "training": (BASE | {"optax"}, {"accumulation", "jacobian", "penalty", "sharding"}),
     "evaluation": (BASE, set()),
     "decision_cells": (BASE, set()),
     "certify": (BASE, set()),  # scipy and the attacks lazily
