@@ -35,8 +35,8 @@ class Options:
     """Training steps compiled into one call."""
     checkpoint_every: int = 5000
     part_size: int | None = None
-    """Samples differentiated at once: on CPU some 50 are faster than the full batches of few-shot cells, by their stay in
-    the cache. The same numbers up to rounding, but dropout draws a mask for each part. None: the whole batch."""
+    """Samples differentiated at once: on CPU 25 are faster than the full batches of few-shot cells, being in the cache.
+    The same numbers up to rounding, but dropout draws a mask for each part. None: the whole batch."""
 
     @property
     def group_size(self) -> int:

@@ -85,9 +85,9 @@ def classification_loss(
         lazy: penalise every lazy-th step, with lambda_jr multiplied by it, at 1 + n / lazy plain steps. The mean over
             steps of the gradient is the same, its variance is larger, and lr * lambda_jr * lazy * curvature must stay
             below 2. The loss is then differentiable in params alone.
-        part_size: samples that are differentiated at once, in the memory, and the cache, of as many: the loss is the mean
-            over parts of the batch, each with a dropout mask of its own; what part_size does not divide is one part.
-            None: the whole batch. The loss is then differentiable in params alone.
+        part_size: samples differentiated at once, in the memory and the cache of as many: the loss is the mean over
+            parts of the batch, each with a dropout mask of its own; a batch that part_size does not divide is one
+            part. None: the whole batch. The loss is then differentiable in params alone.
         preprocess: raw batch["image"] -> the space of the network's input, where the Jacobian is taken.
         perturb: (f, image, label, keys) -> image in raw pixels, f: raw image -> logits with the same parameters and
             dropout mask; adversarial training. No gradient flows through it.
