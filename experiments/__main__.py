@@ -42,7 +42,7 @@ def main():
     prepare_process()
     try:
         module.run(config)
-    except (ValueError, TypeError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, FloatingPointError) as error:  # a failed download is an OSError
         if os.environ.get("JACREG_TRACEBACK"):
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(JACREG_TRACEBACK=1 shows where)")

@@ -177,3 +177,13 @@ def test_errors():
             f(x, w, window=0)
         with pytest.raises(ValueError, match="no window of 5 fits"):
             f(x, w, window=5)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="of XLA:CPU")
+def test_gradient_in_the_image_is_not_fused_into_its_transposition(key):
+    """The overlap-add of the first layer stays a conditional, the only reader of the patches' gradient."""
+    x, w = arrays(key, *CASES[0][:2], batch=8, dtype=jnp.float32)
+    gradient = jax.grad(lambda x: jnp.sum(conv_max_pool(x.transpose(3, 1, 2, 0), w, CASES[0][2])))
+    program = jax.jit(gradient).lower(x.transpose(3, 1, 2, 0)).compile().as_text()
+    written = [line for line in program.splitlines() if " conditional(" in line]
+    assert any("f32[1,32,32,8]" in line for line in written), written
