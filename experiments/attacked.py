@@ -58,7 +58,7 @@ def fill(path: Path, recipe: Recipe, name: str, test: dict, num_samples: int, se
             yield seed, {"distance": record.as_json(found["distance"]), "steps": found["steps"].tolist()}
 
     settings = {"recipe": dataclasses.asdict(recipe), "attack": name, "num_samples": num_samples}
-    result = zoo.fill(path, settings, seeds, compute)
+    result = record.fill(path, settings, seeds, compute)
     for seed, model in result["models"].items():
         print(f"{path.stem}, seed {seed}: median distance {np.median(record.from_json(model['distance'])):.3f}")
     return result

@@ -13,8 +13,8 @@ from typing import Literal
 
 import jax
 
-from experiments import attacked, zoo
-from experiments.recipes import REGULARIZERS
+from experiments import attacked, record, zoo
+from experiments.recipes import REGULARIZERS, Recipe
 from jacreg_jax import attacks, evaluation
 
 
@@ -34,6 +34,11 @@ class Config(zoo.Options):
     num_attacked: int = 1000
     num_queries: int = 5000
     """Of Square."""
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """How the models are trained."""
+        return {name: REGULARIZERS[name].shortened(self.num_steps) for name in self.models}
 
 
 QUICK = {
@@ -67,13 +72,12 @@ def run(config: Config):
     """Distances by every attack, then robust accuracy."""
     test = zoo.images("mnist", "test", config.data_dir)
     folder = config.out / "beyond_attacks"
-    recipes = {name: REGULARIZERS[name].shortened(config.num_steps) for name in config.models}
     for attack in config.attacks:
-        for name, recipe in recipes.items():
+        for name, recipe in config.recipes.items():
             path = folder / f"{attack.replace(', ', '-').replace(' ', '-')}-{name}.json"
             attacked.fill(path, recipe, attack, test, config.num_attacked, range(config.seeds), config)
     for norm in config.ensembles:
-        for name, recipe in recipes.items():
+        for name, recipe in config.recipes.items():
 
             def compute(seeds, recipe=recipe, norm=norm):
                 for seed, params in zoo.train(recipe, seeds, config):
@@ -81,4 +85,4 @@ def run(config: Config):
 
             settings = {"recipe": dataclasses.asdict(recipe), "norm": norm}
             settings |= {k: getattr(config, k) for k in ("num_attacked", "num_queries", f"epsilons_{norm}")}
-            zoo.fill(folder / f"ensemble-{norm}-{name}.json", settings, range(config.seeds), compute)
+            record.fill(folder / f"ensemble-{norm}-{name}.json", settings, range(config.seeds), compute)

@@ -8,7 +8,7 @@ Leaves:     experiments/results/beyond_probes/VARIANT.json, by seed.
 import dataclasses
 from pathlib import Path
 
-from experiments import zoo
+from experiments import record, zoo
 from experiments.recipes import LAMBDA_JR, Recipe
 
 VARIANTS = {
@@ -58,6 +58,6 @@ def run(config: Config):
 
         path = config.out / "beyond_probes" / f"{name.replace(', ', '-').replace(' = ', '').replace(' ', '-')}.json"
         settings = {"recipe": dataclasses.asdict(recipe), "norms": config.norms}
-        for seed, model in zoo.fill(path, settings, range(config.seeds), compute)["models"].items():
+        for seed, model in record.fill(path, settings, range(config.seeds), compute)["models"].items():
             norm = model["jacobian_norm"]["mean"]
             print(f"{name}, seed {seed}: {100 * model['accuracy']:.2f} %, {norm:.3f}, {model['ms_per_step']:.1f} ms")

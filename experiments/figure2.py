@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments import zoo
+from experiments import record, zoo
 from experiments.recipes import LAMBDA_JR, Recipe
 
 VARIANTS = {"exact": "exact", "n = 1": 1, "n = 3": 3}
@@ -58,7 +58,7 @@ def run(config: Config):
 
         path = config.out / "figure2" / f"{variant.replace(' = ', '')}.json"
         settings = {"recipe": dataclasses.asdict(recipe), "norms": config.norms, "every": every}
-        models = zoo.fill(path, settings, range(config.seeds), compute)["models"]
+        models = record.fill(path, settings, range(config.seeds), compute)["models"]
         for seed, model in models.items():
             last = model["curve"][-1]
             print(f"{variant}, seed {seed}: {100 * last['accuracy']:.2f} %, {last['jacobian_norm']['mean']:.2f}")

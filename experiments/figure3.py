@@ -14,8 +14,8 @@ from typing import Literal
 import jax
 import numpy as np
 
-from experiments import attacked, zoo
-from experiments.recipes import DEFENCES, REGULARIZERS
+from experiments import attacked, record, zoo
+from experiments.recipes import DEFENCES, REGULARIZERS, Recipe
 from jacreg_jax import attacks, evaluation
 
 
@@ -35,6 +35,13 @@ class Config(zoo.Options):
     attacks: tuple[Literal["PGD", "CW"], ...] = ("PGD", "CW")
     num_attacked: int = 1000
     """Test samples of (b) and (c); (a) uses all."""
+
+    @property
+    def recipes(self) -> dict[tuple[str, str], Recipe]:
+        """How the models are trained."""
+        found = {("regularizer", name): REGULARIZERS[name] for name in self.regularizers}
+        found |= {("defence", name): DEFENCES[name] for name in self.defences}
+        return {name: recipe.shortened(self.num_steps) for name, recipe in found.items()}
 
 
 QUICK = {
@@ -68,16 +75,16 @@ def run(config: Config):
     """Train what is missing; noise, then the attacks in their order."""
     test = zoo.images("mnist", "test", config.data_dir)
     for name in config.regularizers:
-        recipe = REGULARIZERS[name].shortened(config.num_steps)
+        recipe = config.recipes["regularizer", name]
 
         def noise(seeds, recipe=recipe):
             for seed, params in zoo.train(recipe, seeds, config):
                 yield seed, noise_curve(params, seed, test, config.sigmas)
 
         settings = {"recipe": dataclasses.asdict(recipe), "sigmas": config.sigmas}
-        zoo.fill(config.out / "figure3" / f"noise-{name}.json", settings, range(config.seeds), noise)
+        record.fill(config.out / "figure3" / f"noise-{name}.json", settings, range(config.seeds), noise)
     for attack in config.attacks:
         for name in config.defences:
-            recipe = DEFENCES[name].shortened(config.num_steps)
+            recipe = config.recipes["defence", name]
             path = config.out / "figure3" / f"{attack}-{name}.json"
             attacked.fill(path, recipe, attack, test, config.num_attacked, range(config.seeds), config)

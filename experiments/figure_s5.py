@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import attacked, zoo
-from experiments.recipes import DEFENCES
+from experiments.recipes import DEFENCES, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Config(zoo.Options):
     num_steps: int | None = None
     """Shorter training, the quenches at the same shares of it; None: 150,000."""
     num_attacked: int = 1000
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """How the models are trained."""
+        return {name: DEFENCES[name].shortened(self.num_steps) for name in self.defences}
 
 
 QUICK = {
@@ -43,8 +48,7 @@ QUICK = {
 def run(config: Config):
     """Train what is missing, and attack."""
     test = zoo.images("mnist", "test", config.data_dir)
-    for name in config.defences:
-        recipe = DEFENCES[name].shortened(config.num_steps)
+    for name, recipe in config.recipes.items():
         for attack in config.attacks:
             path = config.out / "figure_s5" / f"{attack.replace(' ', '-')}-{name}.json"
             attacked.fill(path, recipe, attack, test, config.num_attacked, range(config.seeds), config)

@@ -10,8 +10,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments import attacked, zoo
-from experiments.recipes import DEFENCES
+from experiments import attacked, record, zoo
+from experiments.recipes import DEFENCES, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,12 @@ class Config(zoo.Options):
     num_attacked: int = 1000
     norms: int | None = None
     """Test samples that ||J||_F is averaged over; None: all."""
+
+    @property
+    def recipes(self) -> dict[float, Recipe]:
+        """How the models are trained, by lambda_jr."""
+        base = DEFENCES["none"].shortened(self.num_steps)
+        return {value: dataclasses.replace(base, lambda_jr=value) for value in self.lambdas}
 
 
 QUICK = {
@@ -45,8 +51,7 @@ QUICK = {
 def run(config: Config):
     """Train what is missing; clean accuracy, then each attack."""
     test = zoo.images("mnist", "test", config.data_dir)
-    for value in config.lambdas:
-        recipe = dataclasses.replace(DEFENCES["none"], lambda_jr=value).shortened(config.num_steps)
+    for value, recipe in config.recipes.items():
 
         def compute(seeds, recipe=recipe):
             for seed, params in zoo.train(recipe, seeds, config):
@@ -54,7 +59,7 @@ def run(config: Config):
 
         folder = config.out / "figure_s6"
         settings = {"recipe": dataclasses.asdict(recipe), "norms": config.norms}
-        zoo.fill(folder / f"clean-{value:g}.json", settings, range(config.seeds), compute)
+        record.fill(folder / f"clean-{value:g}.json", settings, range(config.seeds), compute)
         for attack in config.attacks:
             path = folder / f"{attack.replace(' ', '-')}-{value:g}.json"
             attacked.fill(path, recipe, attack, test, config.num_attacked, range(config.seeds), config)

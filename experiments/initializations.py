@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments import zoo
+from experiments import record, zoo
 from experiments.recipes import REGULARIZERS
 
 # "xavier", uniform, is what Table 1 itself starts from
@@ -54,6 +54,6 @@ def run(config: Config):
                 yield seed, zoo.clean(params, test, norms=0)
 
         path = config.out / "initializations" / f"{column}-{regularizer}-{initialization}.json"
-        models = zoo.fill(path, {"recipe": dataclasses.asdict(recipe)}, range(config.seeds), compute)["models"]
+        models = record.fill(path, {"recipe": dataclasses.asdict(recipe)}, range(config.seeds), compute)["models"]
         accuracies = ", ".join(f"{100 * m['accuracy']:.1f}" for m in models.values())
         print(f"{column} samples per class, {regularizer}, {initialization}: {accuracies} %")

@@ -1,9 +1,9 @@
 """How the paper's models are trained: a recipe is all that decides a model, but for its seed."""
 
 import dataclasses
-import hashlib
-import json
 from typing import Literal
+
+from experiments import record
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +42,17 @@ class Recipe:
         quench = self.quench_every and max(1, self.quench_every * num_steps // self.num_steps)
         return dataclasses.replace(self, num_steps=num_steps, quench_every=quench)
 
+    def program(self) -> "Recipe":
+        """Stands for all recipes that differ from this one in the sizes of lambda_jr and weight_decay alone.
+
+        Models of these can be trained in one compiled program. A penalty of size 0 would cost what one costs, and is
+        another program; a weight decay of size 0 costs nothing.
+        """
+        return dataclasses.replace(self, lambda_jr=float(self.lambda_jr != 0), weight_decay=0.0)
+
     def digest(self) -> str:
         """Ten characters that differ between recipes."""
-        return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()[:10]
+        return record.digest(dataclasses.asdict(self))
 
 
 WEIGHT_DECAY, DROPOUT_RATE, LAMBDA_JR, MAX_EPSILON = 5e-4, 0.5, 0.01, 0.01

@@ -1,12 +1,14 @@
 """Results and logs on disk, written whole or not at all."""
 
 import functools
+import hashlib
 import json
 import os
 import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,6 +49,11 @@ def from_json(values: list) -> np.ndarray:
     return np.array([np.inf if v is None else v for v in values])
 
 
+def digest(config: dict) -> str:
+    """Ten characters that differ between configurations."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
+
+
 def is_done(path: Path, config: dict) -> bool:
     """Whether path holds the result of this configuration.
 
@@ -64,6 +71,29 @@ def is_done(path: Path, config: dict) -> bool:
             "Choose another folder with --out, or remove it"
         )
     return True
+
+
+def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> dict:
+    """The result at path, with what it lacks of the seeds computed, and written after every group.
+
+    Args:
+        path: json of {"config", "models": {seed: ...}, "environment"}.
+        config: what the numbers depend on, but for the seed.
+        seeds: wanted.
+        compute: seeds -> iterator of (seed, metrics).
+
+    Raises:
+        ValueError: path holds the result of another configuration.
+    """
+    result = {"config": config, "models": {}}
+    if is_done(path, config):
+        result = json.loads(path.read_text())
+    missing = [seed for seed in seeds if str(seed) not in result["models"]]
+    for seed, metrics in compute(missing) if missing else ():
+        result["models"][str(seed)] = metrics
+        result["environment"] = environment()
+        write_json(path, result)
+    return result
 
 
 def save_figure(figure, path: Path) -> None:

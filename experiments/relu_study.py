@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from experiments import runner, zoo
+from experiments import record, runner, zoo
 from jacreg_jax import attacks, evaluation, exact_frobenius_sq, relatives, training
 from jacreg_jax.models import MLP, initialize, predictor, train_mode
 
@@ -110,6 +110,6 @@ def run(config: Config):
             names = ("widths", "lambda_jr", "sigma", "num_steps", "learning_rate", "num_attacked", "norms")
             settings = {"activation": activation, "penalty": penalty} | {name: getattr(config, name) for name in names}
             path = config.out / "relu_study" / f"{activation}-{penalty}.json"
-            models = zoo.fill(path, settings, range(config.seeds), compute)["models"].values()
+            models = record.fill(path, settings, range(config.seeds), compute)["models"].values()
             mean = {k: round(float(np.mean([m[k] for m in models])), 4) for k in next(iter(models))}
             print(f"{activation}, {penalty}: {mean}")

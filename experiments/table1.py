@@ -7,10 +7,11 @@ Leaves:     experiments/results/table1/COLUMN-REGULARIZER.json, by seed; models 
 """
 
 import dataclasses
+import itertools
 from pathlib import Path
 from typing import Literal
 
-from experiments import zoo
+from experiments import record, zoo
 from experiments.recipes import REGULARIZERS, Recipe
 
 Column = Literal["1", "3", "10", "30", "all"]
@@ -33,6 +34,13 @@ class Config(zoo.Options):
     norms: int | None = None
     """Test samples that ||J||_F is averaged over; None: all."""
 
+    @property
+    def recipes(self) -> dict[tuple[Column, Regularizer], Recipe]:
+        """How the models of every cell are trained."""
+        cells = itertools.product(self.columns, self.regularizers)
+        few = lambda recipe, column: recipe if column == "all" else recipe.few_shot(int(column))
+        return {(c, r): few(REGULARIZERS[r], c).shortened(self.num_steps) for c, r in cells}
+
 
 QUICK = {
     "columns": ("1", "all"),
@@ -49,28 +57,18 @@ QUICK = {
 }
 
 
-def recipe(config: Config, column: str, regularizer: str) -> Recipe:
-    """How the models of a cell are trained."""
-    found = REGULARIZERS[regularizer]
-    if column != "all":
-        found = found.few_shot(int(column))
-    return found.shortened(config.num_steps)
-
-
 def run(config: Config):
     """Train and evaluate every model that the results lack, cell by cell."""
     test = zoo.images("mnist", "test", config.data_dir)
-    for column in config.columns:
-        for regularizer in config.regularizers:
-            cell = recipe(config, column, regularizer)
+    for (column, regularizer), recipe in config.recipes.items():
 
-            def compute(seeds, cell=cell):
-                for seed, params in zoo.train(cell, seeds, config):
-                    yield seed, zoo.clean(params, test, norms=config.norms)
+        def compute(seeds, recipe=recipe):
+            for seed, params in zoo.train(recipe, seeds, config):
+                yield seed, zoo.clean(params, test, norms=config.norms)
 
-            path = config.out / "table1" / f"{column}-{regularizer}.json"
-            settings = {"recipe": dataclasses.asdict(cell), "norms": config.norms}
-            seeds = range(config.seeds_all if column == "all" else config.seeds)
-            models = zoo.fill(path, settings, seeds, compute)["models"].values()
-            accuracies = ", ".join(f"{100 * m['accuracy']:.1f}" for m in models)
-            print(f"{column} samples per class, {regularizer}: {accuracies} %")
+        path = config.out / "table1" / f"{column}-{regularizer}.json"
+        settings = {"recipe": dataclasses.asdict(recipe), "norms": config.norms}
+        seeds = range(config.seeds_all if column == "all" else config.seeds)
+        models = record.fill(path, settings, seeds, compute)["models"].values()
+        accuracies = ", ".join(f"{100 * m['accuracy']:.1f}" for m in models)
+        print(f"{column} samples per class, {regularizer}: {accuracies} %")

@@ -10,8 +10,8 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments import zoo
-from experiments.recipes import REGULARIZERS
+from experiments import record, zoo
+from experiments.recipes import REGULARIZERS, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Config(zoo.Options):
     seeds: int = 5
     num_steps: int | None = None
     """Shorter training, the quenches at the same shares of it; None: 150,000."""
+
+    @property
+    def recipes(self) -> dict[str, Recipe]:
+        """How the models are trained."""
+        return {name: REGULARIZERS[name].shortened(self.num_steps) for name in self.regularizers}
 
 
 QUICK = {
@@ -38,13 +43,12 @@ QUICK = {
 def run(config: Config):
     """Train the models that are missing, and test them on USPS, upsampled to 28x28."""
     test = zoo.images("usps", "test", config.data_dir)
-    for name in config.regularizers:
-        recipe = REGULARIZERS[name].shortened(config.num_steps)
+    for name, recipe in config.recipes.items():
 
         def compute(seeds, recipe=recipe):
             for seed, params in zoo.train(recipe, seeds, config):
                 yield seed, zoo.clean(params, test, norms=0)
 
         path = config.out / "table2" / f"{name}.json"
-        models = zoo.fill(path, {"recipe": dataclasses.asdict(recipe)}, range(config.seeds), compute)["models"]
+        models = record.fill(path, {"recipe": dataclasses.asdict(recipe)}, range(config.seeds), compute)["models"]
         print(f"USPS, {name}: " + ", ".join(f"{100 * m['accuracy']:.1f}" for m in models.values()) + " %")

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -30,13 +31,19 @@ class Options:
     runs: Path = record.RUNS
     """Folder of checkpoints, logs and trained models."""
     together: int | None = None
-    """Models trained in one compiled program, vmapped over seeds; None: 1 on CPU, where it is no faster, else 25."""
+    """Models trained in one compiled program, vmapped over seeds and regularizers; None: 25, and 1 on CPU, where more
+    are no faster."""
     dispatch: int = 50
     """Training steps compiled into one call."""
     checkpoint_every: int = 5000
     part_size: int | None = None
     """Samples differentiated at once: on CPU 25 are faster than the full batches of few-shot cells, being in the cache.
     The same numbers up to rounding, but dropout draws a mask for each part. None: the whole batch."""
+
+    @property
+    def recipes(self) -> dict:
+        """What the experiment trains, by name; models of one `Recipe.program` may train together."""
+        return {}
 
     @property
     def group_size(self) -> int:
@@ -59,11 +66,11 @@ def module(recipe: Recipe) -> LeNet:
     return LeNet(dropout_rate=recipe.dropout_rate, initialization=recipe.initialization)
 
 
-def make_steps(recipe: Recipe, *, together: bool, part_size: int | None = None):
-    """The compiled training program and its optimizer."""
+def problem(recipe: Recipe, *, lambda_jr, weight_decay, part_size: int | None = None):
+    """(loss, optimizer) of a recipe, whose two coefficients may be traced."""
     loss = training.classification_loss(
         train_mode(module(recipe)),
-        lambda_jr=recipe.lambda_jr,
+        lambda_jr=lambda_jr,
         num_projections=recipe.num_projections,
         probe=recipe.probe,
         sample_fraction=recipe.sample_fraction,
@@ -74,8 +81,27 @@ def make_steps(recipe: Recipe, *, together: bool, part_size: int | None = None):
     )
     quenches = range(recipe.quench_every, recipe.num_steps, recipe.quench_every) if recipe.quench_every else ()
     schedule = training.quench(recipe.learning_rate, list(quenches)) if quenches else recipe.learning_rate
-    optimizer = training.sgd(schedule, weight_decay=recipe.weight_decay)
-    return training.make_train_steps(loss, optimizer, together=together), optimizer
+    return loss, training.sgd(schedule, weight_decay=weight_decay)
+
+
+def make_steps(recipes: list[Recipe], part_size: int | None = None):
+    """The compiled training program and its optimizer: for one model, or several of one `Recipe.program` under vmap."""
+    recipe, *others = recipes
+    if not others:
+        own = {"lambda_jr": recipe.lambda_jr, "weight_decay": recipe.weight_decay}
+        loss, optimizer = problem(recipe, **own, part_size=part_size)
+        return training.make_train_steps(loss, optimizer), optimizer
+    own = {"weight_decay": jnp.asarray([r.weight_decay for r in recipes])}
+    if recipe.lambda_jr:
+        own["lambda_jr"] = jnp.asarray([r.lambda_jr for r in recipes])
+
+    def steps(own, state, data, indices):
+        loss, optimizer = problem(recipe, **{"lambda_jr": 0.0} | own, part_size=part_size)
+        return training.make_train_steps(loss, optimizer)(state, data, indices)
+
+    together = jax.jit(jax.vmap(steps, in_axes=(0, 0, None, 0)), donate_argnums=1)
+    _, optimizer = problem(recipe, lambda_jr=0.0, weight_decay=own["weight_decay"][0])
+    return partial(together, own), optimizer
 
 
 def initial_state(recipe: Recipe, seed: int, optimizer):
@@ -96,6 +122,8 @@ def rows_of(recipe: Recipe, seed: int, labels: np.ndarray) -> Callable:
 def train(recipe: Recipe, seeds: Iterable[int], options: Options, observe: Callable | None = None, **intervals):
     """Pairs (seed, parameters); what is not in the zoo yet is trained, or goes on from its last checkpoint.
 
+    Where models train together, so do those of the experiment's other recipes that are of one program with this one.
+
     Args:
         recipe: of the models.
         seeds: their seeds.
@@ -103,27 +131,31 @@ def train(recipe: Recipe, seeds: Iterable[int], options: Options, observe: Calla
         observe: params -> metrics, logged every `observe_every` steps; only for models that train alone.
         **intervals: observe_every.
     """
-    folder = Path(options.runs) / "models" / recipe.digest()
-    size = 1 if observe else options.group_size
-    seeds = list(seeds)
-    for group in (seeds[start : start + size] for start in range(0, len(seeds), size)):
-        missing = [seed for seed in group if not (folder / f"seed-{seed}.npz").exists()]
-        if missing:
-            _train_group(recipe, missing, options, folder, observe, **intervals)
-        for seed in group:
-            yield seed, _load(folder / f"seed-{seed}.npz")
+    seeds, size = list(seeds), 1 if observe else options.group_size
+    beside = [r for r in options.recipes.values() if r.program() == recipe.program()] if size > 1 else []
+    wanted = [(r, seed) for r in dict.fromkeys([recipe, *beside]) for seed in seeds]
+    for seed in seeds:
+        if not _model(recipe, seed, options).exists():
+            missing = [member for member in wanted if not _model(*member, options).exists()]
+            _train_group(missing[:size], options, observe, **intervals)
+        yield seed, _load(_model(recipe, seed, options))
 
 
-def _train_group(recipe, seeds, options, folder, observe, **intervals):
+def _model(recipe: Recipe, seed: int, options: Options) -> Path:
+    return Path(options.runs) / "models" / recipe.digest() / f"seed-{seed}.npz"
+
+
+def _train_group(members: list[tuple[Recipe, int]], options: Options, observe=None, **intervals):
+    (recipe, seed), together = members[0], len(members) > 1
     data = images(recipe.dataset, "train", options.data_dir)
-    together = len(seeds) > 1
-    steps, optimizer = make_steps(recipe, together=together, part_size=options.part_size)
-    states = [initial_state(recipe, seed, optimizer) for seed in seeds]
-    rows = [rows_of(recipe, seed, np.asarray(data["label"])) for seed in seeds]
+    steps, optimizer = make_steps([recipe for recipe, _ in members], options.part_size)
+    states = [initial_state(*member, optimizer) for member in members]
+    rows = [rows_of(*member, np.asarray(data["label"])) for member in members]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if together else states[0]
     indices = (lambda first, count: np.stack([r(first, count) for r in rows])) if together else rows[0]
-    run = folder / ("seeds-" + "-".join(map(str, seeds)))
-    config = {"recipe": dataclasses.asdict(recipe), "seeds": list(seeds)}
+    config = {"members": [{"recipe": dataclasses.asdict(recipe), "seed": seed} for recipe, seed in members]}
+    models = Path(options.runs) / "models"
+    run = models / f"together-{record.digest(config)}" if together else _model(recipe, seed, options).with_suffix("")
     if not record.is_done(run / "config.json", config):
         record.write_json(run / "config.json", {"config": config, "environment": record.environment()})
     state, history = runner.train(
@@ -133,33 +165,34 @@ def _train_group(recipe, seeds, options, folder, observe, **intervals):
         indices,
         num_steps=recipe.num_steps,
         dispatch=options.dispatch,
-        label=f"{describe(recipe)}, seed{'s' * together} {', '.join(map(str, seeds))}",
+        label="; ".join(
+            f"{describe(r)}, seed {', '.join(str(s) for q, s in members if q == r)}" for r in dict(members)
+        ),
         folder=run,
         checkpoint_every=options.checkpoint_every,
         observe=observe and (lambda state: observe(state.params)),
         **intervals,
     )
-    for i, seed in enumerate(seeds):
+    for i, (recipe, seed) in enumerate(members):
         params = jax.tree.map(lambda leaf, i=i: leaf[i], state.params) if together else state.params
         last = {k: v[i] if together and k not in ("step", "ms_per_step") else v for k, v in history[-1].items()}
-        facts = {"config": config, "last": last}
-        record.write_json(folder / f"seed-{seed}.json", facts | {"environment": record.environment()})
-        record.write_arrays(folder / f"seed-{seed}.npz", traverse_util.flatten_dict(params, sep="/"))
+        facts = {"config": config["members"][i], "last": last, "run": str(run.relative_to(models))}
+        path = _model(recipe, seed, options)
+        record.write_json(path.with_suffix(".json"), facts | {"environment": record.environment()})
+        record.write_arrays(path, traverse_util.flatten_dict(params, sep="/"))
 
 
 def history(recipe: Recipe, seed: int, options: Options) -> list[dict]:
-    """The metrics of a model that was trained alone."""
-    path = Path(options.runs) / "models" / recipe.digest() / f"seeds-{seed}" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The metrics of a model's run; lists by member where it was trained with others."""
+    run = json.loads(_model(recipe, seed, options).with_suffix(".json").read_text())["run"]
+    lines = (Path(options.runs) / "models" / run / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def milliseconds(recipe: Recipe, seed: int, options: Options) -> float:
-    """Median time of a training step, of those dispatches that were full; worth little where other work ran beside."""
-    folder = Path(options.runs) / "models" / recipe.digest()
-    seeds = json.loads((folder / f"seed-{seed}.json").read_text())["config"]["seeds"]
-    run = folder / ("seeds-" + "-".join(map(str, seeds)))
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return round(float(np.median([row["ms_per_step"] for row in rows])) / len(seeds), 3)
+    """Median time of a training step for one model; worth little where other work ran beside."""
+    rows = history(recipe, seed, options)
+    return round(float(np.median([row["ms_per_step"] for row in rows])) / np.size(rows[-1]["loss"]), 3)
 
 
 def _load(path: Path):
@@ -187,26 +220,3 @@ def clean(params, test: dict, *, norms: int | None = None) -> dict:
     x = PREPROCESSING.normalize(test["image"][:norms])
     found = evaluation.jacobian_norms(exact_frobenius_sq, predictor(LeNet(), params), x)
     return result | {"jacobian_norm": evaluation.norm_summary(found)}
-
-
-def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> dict:
-    """The result at path, with what it lacks of the seeds computed, and written after every group.
-
-    Args:
-        path: json of {"config", "models": {seed: ...}, "environment"}.
-        config: what the numbers depend on, but for the seed.
-        seeds: wanted.
-        compute: seeds -> iterator of (seed, metrics).
-
-    Raises:
-        ValueError: path holds the result of another configuration.
-    """
-    result = {"config": config, "models": {}}
-    if record.is_done(path, config):
-        result = json.loads(path.read_text())
-    missing = [seed for seed in seeds if str(seed) not in result["models"]]
-    for seed, metrics in compute(missing) if missing else ():
-        result["models"][str(seed)] = metrics
-        result["environment"] = record.environment()
-        record.write_json(path, result)
-    return result

@@ -47,13 +47,16 @@ def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> op
     return optax.piecewise_constant_schedule(initial, dict.fromkeys(boundaries, factor))
 
 
-def sgd(learning_rate, *, momentum: float = 0.9, weight_decay: float = 0.0) -> optax.GradientTransformation:
+def sgd(learning_rate, *, momentum: float = 0.9, weight_decay: float | jax.Array = 0.0) -> optax.GradientTransformation:
     """SGD as in the paper: u <- rho u + g + lambda_WD theta, theta <- theta - eta u.
 
-    The decay is coupled, the gradient of (lambda_WD / 2) ||theta||^2, and acts on all parameters, as in torch.
+    The decay is coupled, the gradient of (lambda_WD / 2) ||theta||^2, and acts on all parameters, as in torch. It may
+    be traced, such as one of several under vmap.
     """
     step = optax.sgd(learning_rate, momentum=momentum or None)
-    return optax.chain(optax.add_decayed_weights(weight_decay), step) if weight_decay else step
+    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
+        return step
+    return optax.chain(optax.add_decayed_weights(weight_decay), step)
 
 
 def classification_loss(

@@ -97,6 +97,38 @@ def test_models_trained_together_equal_those_trained_alone(tfds_dir, tmp_path):
     assert distance(next(again)[1], alone[1]) == 0, "a trained model is read, not trained"
 
 
+class Several(zoo.Options):
+    """An experiment of four recipes; the first three are one program."""
+
+    @property
+    def recipes(self):
+        few = {name: dataclasses.replace(r.few_shot(1), num_steps=20) for name, r in REGULARIZERS.items()}
+        both = dataclasses.replace(few["Jacobian"], lambda_jr=0.3, weight_decay=0.1)
+        return {
+            "Jacobian": few["Jacobian"],
+            "both": both,
+            "all": dataclasses.replace(both, lambda_jr=0.01),
+            "L2": few["L2"],
+        }
+
+
+def test_regularizers_trained_together_equal_those_trained_alone(tfds_dir, tmp_path):
+    options = {"data_dir": str(tfds_dir), "dispatch": 10, "checkpoint_every": 10}
+    together = Several(runs=tmp_path / "together", together=6, **options)
+    first, *alike, other = together.recipes.values()
+    models = {first: dict(zoo.train(first, range(2), together))}
+    elsewhere = dataclasses.replace(together, data_dir="/nowhere")
+    models |= {recipe: dict(zoo.train(recipe, range(2), elsewhere)) for recipe in alike}  # trained beside the first
+    with pytest.raises(FileNotFoundError):
+        next(zoo.train(other, [0], elsewhere))
+    alone = zoo.Options(runs=tmp_path / "alone", **options)
+    for recipe, found in models.items():
+        for seed, params in zoo.train(recipe, range(2), alone):
+            for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found[seed]), strict=True):
+                np.testing.assert_allclose(a, b, atol=2e-5)
+    assert len(zoo.history(alike[0], 1, together)[0]["loss"]) == 6
+
+
 def test_one_model_of_several_that_is_not_finite_is_named(problem):
     _, make, data, rows = problem
     together = training.make_train_steps(quadratic, training.sgd(0.05), together=True)
@@ -110,15 +142,15 @@ def test_one_model_of_several_that_is_not_finite_is_named(problem):
 def test_a_result_of_another_configuration_is_not_overwritten(tmp_path):
     path = tmp_path / "cell.json"
     compute = lambda seeds: ((seed, {"accuracy": 0.5 + seed}) for seed in seeds)
-    assert set(zoo.fill(path, {"a": 1, "b": 2}, range(2), compute)["models"]) == {"0", "1"}
+    assert set(record.fill(path, {"a": 1, "b": 2}, range(2), compute)["models"]) == {"0", "1"}
     before = path.read_text()
     computed = []
-    more = zoo.fill(path, {"a": 1, "b": 2}, range(3), lambda seeds: computed.append(seeds) or compute(seeds))
+    more = record.fill(path, {"a": 1, "b": 2}, range(3), lambda seeds: computed.append(seeds) or compute(seeds))
     assert computed == [[2]]
     assert more["models"]["0"] == {"accuracy": 0.5}
     before = path.read_text()
     with pytest.raises(ValueError, match=r"cell.json is the result of another configuration.*'a': \(1, 7\)"):
-        zoo.fill(path, {"a": 7, "b": 2}, range(2), compute)
+        record.fill(path, {"a": 7, "b": 2}, range(2), compute)
     assert path.read_text() == before
 
 
