@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import plots, record
+from experiments.recipes import Recipe
 from experiments.tables import DEFENCE_NAMES, NAMES, models
 from jacreg_jax.evaluation import fooling_curve
 
@@ -21,6 +22,26 @@ def band(axes, x, curves, colour, label: str):
     axes.plot(x, mean, color=colour, label=f"{label} ({len(curves)} seed{'s' * (len(curves) > 1)})", linewidth=1.4)
     if len(curves) > 1:
         axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+
+
+def legend(axes, columns: int = 2, title: str | None = None):
+    """Below the panel, where it hides no curve."""
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": columns}
+    axes.legend(frameon=False, fontsize=8, title=title, title_fontsize=8, **place)
+
+
+def legend_or_not_run(axes, **options):
+    """What a panel without curves says instead of a legend."""
+    if axes.lines:
+        legend(axes, **options)
+    else:
+        axes.text(0.5, 0.5, "not run", transform=axes.transAxes, ha="center")
+
+
+def length(recipe: dict) -> str:
+    """Of the training, beside the paper's."""
+    steps, full = recipe["num_steps"], Recipe().num_steps
+    return f"{steps:,} training steps" + f", {steps / full:.2g} of the paper's" * (steps != full)
 
 
 def figure2():
@@ -40,8 +61,10 @@ def figure2():
     for axis in axes:
         for quench in range(recipe["quench_every"], recipe["num_steps"], recipe["quench_every"]):
             axis.axvline(quench, color="gray", linestyle="--", linewidth=0.8)
-        axis.set_xlabel("training step (dashed: learning rate falls tenfold)")
-        axis.legend(frameon=False)
+        axis.set_xlabel("training step, thousands")
+        axis.xaxis.set_major_formatter(lambda step, _: f"{step / 1000:g}")
+        legend(axis, 3)
+    figure.suptitle(f"{length(recipe)}; dashed: the learning rate falls tenfold", y=1.02, fontsize=10)
     axes[0].set(ylabel="test accuracy, %", title="(a) accuracy")
     axes[1].set(ylabel="mean ||J||_F, preprocessed input", title="(b) norm of the Jacobian")
     return figure
@@ -73,10 +96,7 @@ def figure3():
     axes[2].set(title="(c) CW", xlabel="L2 distance, raw pixels", ylabel="test accuracy, %")
     for axis in axes:
         axis.set_ylim(0, 100)
-        if axis.lines:
-            axis.legend(frameon=False, fontsize=8)
-        else:
-            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center")
+        legend_or_not_run(axis)
     return figure
 
 
@@ -97,9 +117,9 @@ def figure_s5():
                 grid = np.linspace(0, 10, 401)
                 curves = [100 * np.asarray(fooling_curve(record.from_json(m["distance"]), grid)) for m in seeds]
                 band(axis, grid, curves, ATTACK_COLOURS[attack], attack)
-        title = {"none": "without defence", "both": "Jacobian and adversarial training"}[name]
+        title = {"none": "(a) L2 and dropout", "both": "(d) + Jacobian and adversarial training"}[name]
         axis.set(title=title, xlabel="L2 distance, raw pixels", ylabel="test error, %", ylim=(0, 100))
-        axis.legend(frameon=False, loc="lower right")
+        legend_or_not_run(axis)
     return figure
 
 
@@ -118,12 +138,10 @@ def figure_s6():
             if seeds:
                 grid = np.linspace(0, stop, 161)
                 curves = [100 - 100 * np.asarray(fooling_curve(record.from_json(m["distance"]), grid)) for m in seeds]
-                band(axis, grid, curves, colour, f"lambda_jr = {value}")
+                band(axis, grid, curves, colour, value)
         axis.set(title=title, xlabel="L2 distance, raw pixels", ylabel="test accuracy, %", ylim=(0, 100))
-        if axis.lines:
-            axis.legend(frameon=False, fontsize=8)
-        else:
-            axis.text(0.5, 0.5, "not run", transform=axis.transAxes, ha="center")
+        legend_or_not_run(axis, columns=3, title="lambda_jr")
+    figure.suptitle(length(config(f"figure_s6/clean-{values[0]}")["recipe"]), y=1.0, fontsize=10)
     return figure
 
 

@@ -242,4 +242,6 @@ def _spread(values: list, digits: int) -> list[str]:
     if not values:
         return ["not run"]
     mean, half = interval(values)
+    if np.isinf(mean):
+        return [f"not reached ({len(values)})"]
     return [f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}") + f" ({len(values)})"]
