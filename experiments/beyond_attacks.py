@@ -4,7 +4,7 @@ Command:    python -m experiments beyond_attacks
 Asks:       (a) the ratio of median L2 distances, Jacobian over plain, under CW at the paper's setting, CW with 3 times
             the steps, and the smallest of CW, DDN and FAB-T for each sample; (b) robust accuracy at several epsilon.
 Time:       2 CPU cores, 1,000 samples: about an hour a model for (a), half an hour for (b).
-Leaves:     experiments/results/beyond_attacks/ATTACK-MODEL.json and ensemble-NORM-MODEL.json, by seed.
+Leaves:     experiments/results/beyond_attacks/: clean-MODEL, ATTACK-MODEL and ensemble-NORM-MODEL.json, by seed.
 """
 
 import dataclasses
@@ -34,6 +34,8 @@ class Config(zoo.Options):
     num_attacked: int = 1000
     num_queries: int = 5000
     """Of Square."""
+    norms: int | None = None
+    """Test samples that ||J||_F is averaged over; None: all."""
 
     @property
     def recipes(self) -> dict[str, Recipe]:
@@ -47,6 +49,7 @@ QUICK = {
     "ensembles": ("linf",),
     "epsilons_linf": (0.1,),
     "num_queries": 20,
+    "norms": 50,
     "num_steps": 20,
     "num_attacked": 10,
     "dispatch": 10,
@@ -69,9 +72,17 @@ def ensemble(params, seed: int, norm: str, test: dict, config: Config) -> dict:
 
 
 def run(config: Config):
-    """Distances by every attack, then robust accuracy."""
+    """What the models are without an attack, distances by every attack, then robust accuracy."""
     test = zoo.images("mnist", "test", config.data_dir)
     folder = config.out / "beyond_attacks"
+    for name, recipe in config.recipes.items():
+
+        def unattacked(seeds, recipe=recipe):
+            for seed, params in zoo.train(recipe, seeds, config):
+                yield seed, zoo.clean(params, test, norms=config.norms)
+
+        settings = {"recipe": dataclasses.asdict(recipe), "norms": config.norms}
+        record.fill(folder / f"clean-{name}.json", settings, range(config.seeds), unattacked)
     for attack in config.attacks:
         for name, recipe in config.recipes.items():
             path = folder / f"{attack.replace(', ', '-').replace(' ', '-')}-{name}.json"

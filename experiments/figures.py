@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import plots, record
+from experiments.figure_tables import survivors
 from experiments.recipes import Recipe
 from experiments.tables import DEFENCE_NAMES, NAMES, models
 from jacreg_jax.evaluation import fooling_curve
@@ -85,7 +86,7 @@ def figure3():
     for name, seeds in attacked["PGD"].items():
         if seeds:
             steps = np.arange(61)
-            curves = [[100 * np.mean(_survives(m, k)) for k in steps] for m in seeds]
+            curves = [[100 * survivors(m, k) for k in steps] for m in seeds]
             band(axes[1], steps, curves, DEFENCE_COLOURS[name], DEFENCE_NAMES[name])
     axes[1].set(title="(b) PGD, 1/255 a step, within 32/255", xlabel="steps", ylabel="test accuracy, %")
     for name, seeds in attacked["CW"].items():
@@ -98,11 +99,6 @@ def figure3():
         axis.set_ylim(0, 100)
         legend_or_not_run(axis)
     return figure
-
-
-def _survives(model: dict, steps: int) -> np.ndarray:
-    distance = record.from_json(model["distance"])
-    return (distance > 0) & (np.where(np.isfinite(distance), model["steps"], np.inf) > steps)
 
 
 def figure_s5():

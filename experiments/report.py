@@ -9,7 +9,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from experiments import cost_tables, figures, plots, record, tables
+from experiments import cost_tables, figure_tables, figures, plots, record, tables
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ("README.md", "docs/performance.md", "docs/results.md", "docs/choosing.md")
@@ -59,13 +59,13 @@ BLOCKS = {
     "deviations": tables.deviations,
     "initializations": tables.initializations,
     "figure1": lambda: "\n\n".join(picture(name) for name in ("figure1", "figure_s1", "figure_s2")),
-    "figure2": lambda: tables.figure2() + "\n\n" + picture("figure2"),
-    "figure3": lambda: tables.figure3() + "\n\n" + picture("figure3"),
-    "figure_s5": lambda: tables.figure_s5() + "\n\n" + picture("figure_s5"),
-    "figure_s6": lambda: tables.figure_s6() + "\n\n" + picture("figure_s6"),
-    "beyond_attacks": tables.beyond_attacks,
-    "beyond_probes": tables.beyond_probes,
-    "relu_study": tables.relu_study,
+    "figure2": lambda: figure_tables.figure2() + "\n\n" + picture("figure2"),
+    "figure3": lambda: figure_tables.figure3() + "\n\n" + picture("figure3"),
+    "figure_s5": lambda: figure_tables.figure_s5() + "\n\n" + picture("figure_s5"),
+    "figure_s6": lambda: figure_tables.figure_s6() + "\n\n" + picture("figure_s6"),
+    "beyond_attacks": figure_tables.beyond_attacks,
+    "beyond_probes": figure_tables.beyond_probes,
+    "relu_study": figure_tables.relu_study,
     "cyclopropagation": cost_tables.cyclopropagation,
 }
 

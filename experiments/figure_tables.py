@@ -1,0 +1,150 @@
+"""Numbers beside the figures of the results page, and beyond the paper, from the committed results alone."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments import plots, record
+from experiments.tables import DEFENCE_NAMES, NAMES, models, spread
+
+
+def figure2() -> str:
+    """The last point of each curve."""
+    rows = []
+    for name in ("exact", "n1", "n3"):
+        curves = [m["curve"] for m in models(f"figure2/{name}")]
+        steps = f"{curves[0][-1]['step']:,}" if curves else "not run"
+        rows.append([name.replace("n1", "n = 1").replace("n3", "n = 3"), steps,
+                     *spread([100 * c[-1]["accuracy"] for c in curves], 2),
+                     *spread([c[-1]["jacobian_norm"]["mean"] for c in curves], 3)])  # fmt: skip
+    return plots.table(["penalty", "steps", "test accuracy, %", "mean norm of the Jacobian"], rows)
+
+
+def figure3() -> str:
+    """Numbers one reads off the curves: accuracy under noise, after PGD, and the median CW distance."""
+    rows = []
+    for name, label in NAMES.items():
+        path = record.RESULTS / "figure3" / f"noise-{name}.json"
+        found = models(f"figure3/noise-{name}")
+        sigmas = json.loads(path.read_text())["config"]["sigmas"] if found else []
+        at = [[100 * m["accuracy"][sigmas.index(s)] for m in found] if s in sigmas else [] for s in (0.2, 0.4, 0.6)]
+        rows.append([label, *(spread(values, 1)[0] for values in at)])
+    noise = plots.table(["(a) accuracy under white noise, %", "sigma 0.2", "sigma 0.4", "sigma 0.6"], rows)
+    rows = []
+    for name, label in DEFENCE_NAMES.items():
+        pgd, cw = models(f"figure3/PGD-{name}"), models(f"figure3/CW-{name}")
+        after = [[100 * survivors(m, k) for m in pgd] for k in (16, 32, 300)]
+        rows.append([label, *(spread(v, 1)[0] for v in after), *spread([median(m) for m in cw], 3)])
+    header = ["(b, c) base with L2 and dropout", "PGD, 16 steps, %", "32 steps, %", "300 steps, %", "CW median L2"]
+    return noise + "\n\n" + plots.table(header, rows)
+
+
+def survivors(model: dict, steps: int) -> float:
+    """Share of samples not fooled within so many PGD steps."""
+    return float(np.mean((record.from_json(model["distance"]) > 0) & (_hit(model) > steps)))
+
+
+def _hit(model: dict) -> np.ndarray:
+    return np.where(np.isfinite(record.from_json(model["distance"])), model["steps"], np.inf)
+
+
+def median(model: dict) -> float:
+    """Median fooling distance over all samples, wrong ones at 0."""
+    return float(np.median(record.from_json(model["distance"])))
+
+
+def figure_s5() -> str:
+    """Median fooling distance by attack."""
+    rows = []
+    for name in ("none", "both"):
+        found = [models(f"figure_s5/{a}-{name}") for a in ("white-noise", "FGSM", "PGD", "CW")]
+        rows.append([DEFENCE_NAMES[name], *(spread([median(m) for m in f], 2)[0] for f in found)])
+    return plots.table(["median L2 distance", "white noise", "FGSM", "PGD", "CW"], rows)
+
+
+def figure_s6() -> str:
+    """Clean accuracy, norm and medians by lambda_jr."""
+    rows = []
+    paths = sorted((record.RESULTS / "figure_s6").glob("clean-*.json"), key=lambda p: float(p.stem.split("-", 1)[1]))
+    for path in paths:
+        value = path.stem.split("-", 1)[1]
+        clean = models(f"figure_s6/clean-{value}")
+        found = [models(f"figure_s6/{a}-{value}") for a in ("white-noise", "PGD", "CW")]
+        steps = json.loads(path.read_text())["config"]["recipe"]["num_steps"]
+        rows.append([value, f"{steps:,}", *spread([100 * m["accuracy"] for m in clean], 1),
+                     *spread([m["jacobian_norm"]["mean"] for m in clean], 2),
+                     *(spread([median(m) for m in f], 2)[0] for f in found)])  # fmt: skip
+    header = ["lambda_jr", "steps", "test accuracy, %", "||J||_F", "white noise", "PGD", "CW"]
+    return plots.table(header, rows) if rows else "not run"
+
+
+def beyond_attacks() -> str:
+    """The ratio of medians, Jacobian over plain, under ever stronger attacks; robust accuracy of the ensemble."""
+    attacks = ("CW", "CW-3-times-the-steps", "DDN", "FAB-T")
+    found = {a: {n: models(f"beyond_attacks/{a}-{n}") for n in ("none", "Jacobian")} for a in attacks}
+    rows = []
+    for attack in attacks:
+        rows.append(_ratio(attack.replace("-", " ").replace("FAB T", "FAB-T"), found[attack], median))
+    best = {n: _best([found[a][n] for a in ("CW", "DDN", "FAB-T")]) for n in ("none", "Jacobian")}
+    rows.append(_ratio("smallest of CW, DDN, FAB-T", best, lambda d: float(np.median(d))))
+    clean = {n: models(f"beyond_attacks/clean-{n}") for n in ("none", "Jacobian")}
+    without = [
+        _ratio("test accuracy, %", clean, lambda m: 100 * m["accuracy"]),
+        _ratio("||J||_F, root of the mean square", clean, lambda m: m["jacobian_norm"]["rms"]),
+    ]
+    header = ["no regularization", "Jacobian", "ratio"]
+    parts = [plots.table(["without an attack", *header], without), plots.table(["median L2 distance", *header], rows)]
+    for norm in ("linf", "l2"):
+        parts.append(_ensemble(norm))
+    return "\n\n".join(parts)
+
+
+def _best(by_attack: list[list[dict]]) -> list[np.ndarray]:
+    return [np.min([record.from_json(m["distance"]) for m in seed], axis=0) for seed in zip(*by_attack, strict=False)]
+
+
+def _ratio(label: str, found: dict, value: Callable) -> list[str]:
+    plain, jacobian = ([value(m) for m in found[n]] for n in ("none", "Jacobian"))
+    ratio = f"{np.mean(jacobian) / np.mean(plain):.2f}" if plain and jacobian else ""
+    return [label, *spread(plain, 3), *spread(jacobian, 3), ratio]
+
+
+def _ensemble(norm: str) -> str:
+    found = {n: models(f"beyond_attacks/ensemble-{norm}-{n}") for n in ("none", "Jacobian")}
+    epsilons = next((list(m[0]) for m in found.values() if m), [])
+    rows = [
+        [NAMES[n], *(spread([100 * m[e]["square"] for m in ms], 1)[0] for e in epsilons)] for n, ms in found.items()
+    ]
+    label = {"linf": "L-infinity", "l2": "L2"}[norm]
+    header = [f"robust accuracy, standard ensemble, {label}, %", *(f"epsilon {e}" for e in epsilons)]
+    return plots.table(header, rows) if epsilons else f"Standard ensemble, {label}: not run."
+
+
+def beyond_probes() -> str:
+    """Accuracy, norm and time by variant."""
+    names = ("sphere", "rademacher", "sphere-n3", "orthonormal-n3", "a-quarter-of-the-batch", "every-4th-step")
+    rows = []
+    for name in names:
+        found = models(f"beyond_probes/{name}")
+        path = record.RESULTS / "beyond_probes" / f"{name}.json"
+        steps = f"{json.loads(path.read_text())['config']['recipe']['num_steps']:,}" if found else "not run"
+        rows.append([name.replace("-", " "), steps, *spread([100 * m["accuracy"] for m in found], 2),
+                     *spread([m["jacobian_norm"]["mean"] for m in found], 3),
+                     *spread([m["ms_per_step"] for m in found], 1)])  # fmt: skip
+    return plots.table(["penalty", "steps", "test accuracy, %", "||J||_F", "ms a step"], rows)
+
+
+def relu_study() -> str:
+    """What each penalty does to each activation."""
+    rows = []
+    for activation in ("relu", "gelu", "tanh"):
+        for penalty, label in (("none", "none"), ("Jacobian", "Jacobian, n = 1"), ("noise", "noise consistency")):
+            found = models(f"relu_study/{activation}-{penalty}")
+            columns = (("accuracy", 100, 2), ("norm_sq", 1, 2), ("finite_sq", 1, 2), ("accuracy_noise_0.3", 100, 1))
+            values = [
+                spread([scale * m[k] for m in found], digits)[0] for k, scale, digits in (*columns, ("ddn", 1, 3))
+            ]
+            rows.append([activation, label, *values])
+    header = ["activation", "penalty", "accuracy, %", "||J||_F^2", "by noise", "under noise 0.3, %", "DDN median L2"]
+    return plots.table(header, rows)
