@@ -42,6 +42,10 @@ class Recipe:
         quench = self.quench_every and max(1, self.quench_every * num_steps // self.num_steps)
         return dataclasses.replace(self, num_steps=num_steps, quench_every=quench)
 
+    def penalty_apply(self, module):
+        """What is penalised in place of the network that is trained, see `training.classification_loss`; None: itself."""
+        del module
+
     def program(self) -> "Recipe":
         """Stands for all recipes that differ from this one in the sizes of lambda_jr and weight_decay alone.
 

@@ -101,6 +101,18 @@ def initializations() -> str:
     return plots.table(header, rows) if rows else "not run"
 
 
+def dropout_in_penalty() -> str:
+    """Few-shot cells of the row "all combined", with and without dropout in the penalty."""
+    rows = []
+    for path in sorted((record.RESULTS / "dropout_in_penalty").glob("*.json"), key=lambda path: int(path.stem)):
+        expected = paper.TABLE1["all"][path.stem]
+        cells = [models(f"table1/{path.stem}-all"), models(f"dropout_in_penalty/{path.stem}")]
+        ours = [compare([100 * m["accuracy"] for m in found], expected) for found in cells]
+        rows.append([path.stem, f"{expected[0]} ± {expected[1]}", *ours])
+    header = ["samples per class", "paper", "Table 1 (one mask for both branches)", "penalty without dropout"]
+    return plots.table(header, rows) if rows else "not run"
+
+
 def spread(values: list, digits: int) -> list[str]:
     """One column: mean, 95 % interval and number of seeds."""
     if not values:

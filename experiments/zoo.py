@@ -78,6 +78,7 @@ def problem(recipe: Recipe, *, lambda_jr, weight_decay, part_size: int | None = 
         part_size=part_size,
         preprocess=PREPROCESSING.normalize,
         perturb=adversarial_training.random_fgsm(recipe.max_epsilon) if recipe.max_epsilon else None,
+        penalty_apply=recipe.penalty_apply(module(recipe)),
     )
     quenches = range(recipe.quench_every, recipe.num_steps, recipe.quench_every) if recipe.quench_every else ()
     schedule = training.quench(recipe.learning_rate, list(quenches)) if quenches else recipe.learning_rate
