@@ -43,7 +43,7 @@ class Recipe:
         return dataclasses.replace(self, num_steps=num_steps, quench_every=quench)
 
     def penalty_apply(self, module):
-        """What is penalised in place of the network that is trained, see `training.classification_loss`; None: itself."""
+        """What is penalised in place of the trained network, see `training.classification_loss`; None: itself."""
         del module
 
     def program(self) -> "Recipe":

@@ -204,7 +204,7 @@ def _load(path: Path):
 def describe(recipe: Recipe) -> str:
     """What sets the recipe apart, for a progress bar."""
     plain = Recipe()
-    parts = [f"{k}={v}" for k, v in dataclasses.asdict(recipe).items() if v != getattr(plain, k)]
+    parts = [f"{k}={v}" for k, v in dataclasses.asdict(recipe).items() if v != getattr(plain, k, None)]
     return " ".join(parts) or "no regularizer"
 
 
