@@ -8,10 +8,13 @@ Leaves:     experiments/results/beyond_attacks/: clean-MODEL, ATTACK-MODEL and e
 """
 
 import dataclasses
+import functools
+import json
 from pathlib import Path
 from typing import Literal
 
 import jax
+from tqdm import tqdm
 
 from experiments import attacked, record, zoo
 from experiments.recipes import REGULARIZERS, Recipe
@@ -23,7 +26,12 @@ class Config(zoo.Options):
     """Options of beyond_attacks."""
 
     models: tuple[Literal["none", "L2", "dropout", "Jacobian", "all"], ...] = ("none", "Jacobian")
-    attacks: tuple[str, ...] = ("CW", "DDN", "FAB-T", "CW, 3 times the steps")
+    attacks: tuple[Literal["CW", "DDN", "FAB-T", "CW, 3 times the steps"], ...] = (
+        "CW",
+        "DDN",
+        "FAB-T",
+        "CW, 3 times the steps",
+    )
     ensembles: tuple[Literal["linf", "l2"], ...] = ("linf", "l2")
     epsilons_linf: tuple[float, ...] = (0.02, 0.05, 0.1, 0.15)
     """Raw pixels."""
@@ -59,16 +67,25 @@ QUICK = {
 }
 
 
-def ensemble(params, seed: int, norm: str, test: dict, config: Config) -> dict:
-    """Share of samples still robust after each attack, by epsilon."""
+def ensemble(recipe: Recipe, params, seed: int, norm: str, test: dict, config: Config) -> dict:
+    """Share of samples still robust after each attack, by epsilon; what is done of it is kept in the runs folder."""
     f, key = zoo.raw_predictor(params), jax.random.key(seed)
     few = test["image"][: config.num_attacked], test["label"][: config.num_attacked]
-    chain = attacks.standard_ensemble(norm=norm, num_queries=config.num_queries)
+    folder = Path(config.runs) / "attacks" / recipe.digest() / f"seed-{seed}"
     robust = {}
-    for epsilon in getattr(config, f"epsilons_{norm}"):
-        _, robust[f"{epsilon:g}"] = evaluation.worst_case(chain, f, *few, key, epsilon, batch_size=250)
-        print(f"{norm} {epsilon:g}, seed {seed}: {robust[f'{epsilon:g}']}")
+    for epsilon in tqdm(getattr(config, f"epsilons_{norm}"), desc=f"{norm}, {zoo.describe(recipe)}, seed {seed}"):
+        path = folder / f"ensemble-{norm}-{epsilon:g}-{config.num_attacked}-{config.num_queries}.json"
+        if not path.exists():
+            attacked = evaluation.worst_case(chain(norm, config.num_queries), f, *few, key, epsilon, batch_size=250)
+            record.write_json(path, attacked[1])
+        robust[f"{epsilon:g}"] = json.loads(path.read_text())
     return robust
+
+
+@functools.cache
+def chain(norm: str, num_queries: int) -> dict:
+    """The standard ensemble, made once: other function objects would be compiled anew."""
+    return attacks.standard_ensemble(norm=norm, num_queries=num_queries)
 
 
 def run(config: Config):
@@ -76,23 +93,17 @@ def run(config: Config):
     test = zoo.images("mnist", "test", config.data_dir)
     folder = config.out / "beyond_attacks"
     for name, recipe in config.recipes.items():
-
-        def unattacked(seeds, recipe=recipe):
-            for seed, params in zoo.train(recipe, seeds, config):
-                yield seed, zoo.clean(params, test, norms=config.norms)
-
-        settings = {"recipe": dataclasses.asdict(recipe), "norms": config.norms}
-        record.fill(folder / f"clean-{name}.json", settings, range(config.seeds), unattacked)
+        zoo.fill_clean(folder / f"clean-{name}.json", recipe, test, range(config.seeds), config, config.norms)
     for attack in config.attacks:
         for name, recipe in config.recipes.items():
-            path = folder / f"{attack.replace(', ', '-').replace(' ', '-')}-{name}.json"
+            path = folder / f"{record.slug(attack)}-{name}.json"
             attacked.fill(path, recipe, attack, test, config.num_attacked, range(config.seeds), config)
     for norm in config.ensembles:
         for name, recipe in config.recipes.items():
 
             def compute(seeds, recipe=recipe, norm=norm):
                 for seed, params in zoo.train(recipe, seeds, config):
-                    yield seed, ensemble(params, seed, norm, test, config)
+                    yield seed, ensemble(recipe, params, seed, norm, test, config)
 
             settings = {"recipe": dataclasses.asdict(recipe), "norm": norm}
             settings |= {k: getattr(config, k) for k in ("num_attacked", "num_queries", f"epsilons_{norm}")}

@@ -157,6 +157,9 @@ def boundary(f, plane, num_rays: int) -> float:
 def run(config: Config) -> dict:
     """Train both models, print the table, save the figure."""
     start = time.perf_counter()
+    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data_dir", "commit")}
+    if config.commit:
+        record.is_done(record.RESULTS / f"demo_{config.dataset}.json", settings)  # raises for another configuration's
     images, labels = load(config, "train")
     test_images, test_labels = load(config, "test")
     data = {"image": images, "label": labels}
@@ -166,7 +169,6 @@ def run(config: Config) -> dict:
         trained[name] = module, params
         models[name] = {"training": last, **evaluate(config, module, params, test_images, test_labels)}
     seconds = round(time.perf_counter() - start, 1)
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data_dir", "commit")}
     result = {"config": settings, "models": models, "environment": record.environment(), "seconds": seconds}
     print("\n" + report.demo_table(result))
 

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments import record, zoo
+from experiments import zoo
 from experiments.recipes import REGULARIZERS, Recipe
 from jacreg_jax.models import eval_mode
 
@@ -57,13 +57,8 @@ def run(config: Config):
     """Train and evaluate every model that the results lack."""
     test = zoo.images("mnist", "test", config.data_dir)
     for column, recipe in config.recipes.items():
-
-        def compute(seeds, recipe=recipe):
-            for seed, params in zoo.train(recipe, seeds, config):
-                yield seed, zoo.clean(params, test, norms=0)
-
         path = config.out / "dropout_in_penalty" / f"{column}.json"
-        models = record.fill(path, {"recipe": dataclasses.asdict(recipe)}, range(config.seeds), compute)["models"]
+        models = zoo.fill_clean(path, recipe, test, range(config.seeds), config, norms=0)
         print(
             f"{column} per class, no dropout in the penalty: {[round(100 * m['accuracy'], 1) for m in models.values()]}"
         )

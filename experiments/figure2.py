@@ -49,11 +49,14 @@ def run(config: Config):
     observe = lambda params: {"test": zoo.clean(params, test, norms=config.norms)}
     for variant in config.variants:
         recipe = Recipe(lambda_jr=LAMBDA_JR, num_projections=VARIANTS[variant]).shortened(config.num_steps)
-        every = max(1, recipe.num_steps // config.points // config.dispatch) * config.dispatch
+        every = max(1, recipe.num_steps // config.points)
+        if every % config.dispatch:
+            raise ValueError(f"num_steps / points must be a multiple of dispatch, {config.dispatch}; got {every}")
+        apart = f"-every-{every}-norms-{config.norms}"
 
-        def compute(seeds, recipe=recipe, every=every):
-            for seed, _ in zoo.train(recipe, seeds, config, observe, observe_every=every):
-                rows = [row for row in zoo.history(recipe, seed, config) if "test" in row]
+        def compute(seeds, recipe=recipe, every=every, apart=apart):
+            for seed, _ in zoo.train(recipe, seeds, config, observe, every, apart):
+                rows = [r for r in zoo.history(zoo.model_path(recipe, seed, config, apart)) if "test" in r]
                 yield seed, {"curve": [{"step": row["step"], **row["test"]} for row in rows]}
 
         path = config.out / "figure2" / f"{variant.replace(' = ', '')}.json"

@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments import attacked, zoo
+from experiments import attacked, record, zoo
 from experiments.recipes import DEFENCES, Recipe
 
 
@@ -50,5 +50,5 @@ def run(config: Config):
     test = zoo.images("mnist", "test", config.data_dir)
     for name, recipe in config.recipes.items():
         for attack in config.attacks:
-            path = config.out / "figure_s5" / f"{attack.replace(' ', '-')}-{name}.json"
+            path = config.out / "figure_s5" / f"{record.slug(attack)}-{name}.json"
             attacked.fill(path, recipe, attack, test, config.num_attacked, range(config.seeds), config)

@@ -52,14 +52,8 @@ def run(config: Config):
     """Train what is missing; clean accuracy, then each attack."""
     test = zoo.images("mnist", "test", config.data_dir)
     for value, recipe in config.recipes.items():
-
-        def compute(seeds, recipe=recipe):
-            for seed, params in zoo.train(recipe, seeds, config):
-                yield seed, zoo.clean(params, test, norms=config.norms)
-
         folder = config.out / "figure_s6"
-        settings = {"recipe": dataclasses.asdict(recipe), "norms": config.norms}
-        record.fill(folder / f"clean-{value:g}.json", settings, range(config.seeds), compute)
+        zoo.fill_clean(folder / f"clean-{value:g}.json", recipe, test, range(config.seeds), config, config.norms)
         for attack in config.attacks:
-            path = folder / f"{attack.replace(' ', '-')}-{value:g}.json"
+            path = folder / f"{record.slug(attack)}-{value:g}.json"
             attacked.fill(path, recipe, attack, test, config.num_attacked, range(config.seeds), config)

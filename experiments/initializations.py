@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments import record, zoo
+from experiments import zoo
 from experiments.recipes import REGULARIZERS
 
 # "xavier", uniform, is what Table 1 itself starts from
@@ -48,12 +48,7 @@ def run(config: Config):
     for column, regularizer, initialization in cells:
         cell = REGULARIZERS[regularizer].few_shot(int(column)).shortened(config.num_steps)
         recipe = dataclasses.replace(cell, initialization=initialization)
-
-        def compute(seeds, recipe=recipe):
-            for seed, params in zoo.train(recipe, seeds, config):
-                yield seed, zoo.clean(params, test, norms=0)
-
         path = config.out / "initializations" / f"{column}-{regularizer}-{initialization}.json"
-        models = record.fill(path, {"recipe": dataclasses.asdict(recipe)}, range(config.seeds), compute)["models"]
+        models = zoo.fill_clean(path, recipe, test, range(config.seeds), config, norms=0)
         accuracies = ", ".join(f"{100 * m['accuracy']:.1f}" for m in models.values())
         print(f"{column} samples per class, {regularizer}, {initialization}: {accuracies} %")

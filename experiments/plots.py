@@ -4,7 +4,6 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 CLASS_COLOURS = plt.get_cmap("tab10")
-MODEL_COLOURS = {"plain": "#444444", "L2": "#1f77b4", "dropout": "#2ca02c", "Jacobian": "#d62728", "all": "#9467bd"}
 
 
 def draw_cells(axes, classes, confidence, extent: float, radius: float, title: str):

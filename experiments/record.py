@@ -1,5 +1,7 @@
 """Results and logs on disk, written whole or not at all."""
 
+import contextlib
+import fcntl
 import functools
 import hashlib
 import json
@@ -54,6 +56,11 @@ def digest(config: dict) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
 
 
+def slug(name: str) -> str:
+    """A name as a part of a file's: "sphere, n = 3" -> sphere-n3."""
+    return name.replace(", ", "-").replace(" = ", "").replace(" ", "-")
+
+
 def is_done(path: Path, config: dict) -> bool:
     """Whether path holds the result of this configuration.
 
@@ -85,15 +92,34 @@ def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> d
     Raises:
         ValueError: path holds the result of another configuration.
     """
-    result = {"config": config, "models": {}}
-    if is_done(path, config):
-        result = json.loads(path.read_text())
+    read = lambda: json.loads(path.read_text()) if is_done(path, config) else {"config": config, "models": {}}
+    result = read()
     missing = [seed for seed in seeds if str(seed) not in result["models"]]
     for seed, metrics in compute(missing) if missing else ():
+        result = read()  # another process may have added seeds
         result["models"][str(seed)] = metrics
+        result.setdefault("commits", {})[str(seed)] = commit()
         result["environment"] = environment()
         write_json(path, result)
     return result
+
+
+@contextlib.contextmanager
+def lock(folder: Path):
+    """Hold a folder for this process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process is at work in {folder}; wait for it, or give each process models of its own"
+            ) from None
+        yield
 
 
 def save_figure(figure, path: Path) -> None:

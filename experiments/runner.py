@@ -4,7 +4,7 @@ finite. A run that is killed goes on from its last checkpoint and ends with the 
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -40,6 +40,7 @@ def train(
     num_steps: int,
     dispatch: int = 50,
     label: str = "",
+    names: Sequence[str] = (),
     folder: Path | None = None,
     checkpoint_every: int = 5000,
     observe: Callable | None = None,
@@ -56,6 +57,7 @@ def train(
         num_steps: where to stop.
         dispatch: steps compiled into one call.
         label: shown in front of the progress bar.
+        names: of the models, for the error of one that diverges.
         folder: for checkpoints and metrics.jsonl; None keeps nothing.
         checkpoint_every: steps; a multiple of dispatch.
         observe: state -> metrics of the test set, every observe_every steps.
@@ -65,11 +67,13 @@ def train(
         NonFiniteError: with the step; its `state` is the last good one.
         ValueError: intervals that are no multiples of dispatch.
     """
-    if checkpoint_every % dispatch or observe_every % dispatch:
+    if checkpoint_every % dispatch or (observe and observe_every % dispatch):
         raise ValueError(
             f"checkpoint_every and observe_every must be multiples of dispatch, {dispatch}; "
             f"got {checkpoint_every} and {observe_every}"
         )
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     with Log(folder) as log:
         state, history = log.restore(state)
         step = int(np.max(state.step))
@@ -81,7 +85,7 @@ def train(
                 metrics = jax.device_get(metrics)
                 milliseconds = 1e3 * (time.perf_counter() - start) / count
                 step += count
-                _check_finite(metrics, step, state)
+                _check_finite(metrics, step, state, names)
                 row = {"step": step, **_means(metrics), "ms_per_step": round(milliseconds, 3)}
                 if observe and (step % observe_every == 0 or step == num_steps):
                     row |= observe(state)
@@ -100,15 +104,16 @@ def _means(metrics: dict) -> dict:
     return {name: np.nanmean(v, axis=-1).tolist() for name, v in rows.items() if not np.isnan(v).all()}
 
 
-def _check_finite(metrics: dict, step: int, state):
+def _check_finite(metrics: dict, step: int, state, names: Sequence[str]):
     members = np.atleast_2d(metrics["loss"]).shape[0]
     for i in range(members):
         try:
             training.check_finite({name: np.atleast_2d(value)[i] for name, value in metrics.items()}, step)
         except training.NonFiniteError as error:
             error.state = state
-            if members > 1:
-                error.args = (f"model {i} of {members}: {error}",)
+            name = names[i] if names else f"model {i} of {members}"
+            if names or members > 1:
+                error.args = (f"{name}: {error}",)
             raise
 
 

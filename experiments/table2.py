@@ -10,7 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import Literal
 
-from experiments import record, zoo
+from experiments import zoo
 from experiments.recipes import REGULARIZERS, Recipe
 
 
@@ -44,11 +44,6 @@ def run(config: Config):
     """Train the models that are missing, and test them on USPS, upsampled to 28x28."""
     test = zoo.images("usps", "test", config.data_dir)
     for name, recipe in config.recipes.items():
-
-        def compute(seeds, recipe=recipe):
-            for seed, params in zoo.train(recipe, seeds, config):
-                yield seed, zoo.clean(params, test, norms=0)
-
         path = config.out / "table2" / f"{name}.json"
-        models = record.fill(path, {"recipe": dataclasses.asdict(recipe)}, range(config.seeds), compute)["models"]
+        models = zoo.fill_clean(path, recipe, test, range(config.seeds), config, norms=0)
         print(f"USPS, {name}: " + ", ".join(f"{100 * m['accuracy']:.1f}" for m in models.values()) + " %")

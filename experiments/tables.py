@@ -1,11 +1,13 @@
 """The paper's tables on the results page, its number beside ours, from the committed results alone."""
 
+import dataclasses
 import json
 
 import numpy as np
 from scipy import stats
 
 from experiments import paper, plots, record
+from experiments.recipes import REGULARIZERS, Recipe
 
 NAMES = {"none": "no regularization", "L2": "L2", "dropout": "dropout", "Jacobian": "Jacobian", "all": "all combined"}
 DEFENCE_NAMES = {
@@ -16,10 +18,30 @@ DEFENCE_NAMES = {
 }
 
 
-def models(name: str) -> list[dict]:
-    """The models of a result file by seed; empty where it was not run."""
+def models(name: str, recipe: Recipe | None = None) -> list[dict]:
+    """The models of a result file by seed; empty where it was not run.
+
+    Raises:
+        ValueError: they were not trained by the recipe.
+    """
     path = record.RESULTS / f"{name}.json"
-    return list(json.loads(path.read_text())["models"].values()) if path.exists() else []
+    if not path.exists():
+        return []
+    result = json.loads(path.read_text())
+    if recipe and result["config"]["recipe"] != dataclasses.asdict(recipe):
+        raise ValueError(f"{path} holds models of another recipe than the paper's: {result['config']['recipe']}")
+    return list(result["models"].values())
+
+
+def cell(column: str, regularizer: str) -> list[dict]:
+    """The models of a cell of Table 1."""
+    recipe = REGULARIZERS[regularizer]
+    return models(f"table1/{column}-{regularizer}", recipe if column == "all" else recipe.few_shot(int(column)))
+
+
+def usps(regularizer: str) -> list[dict]:
+    """The models of a cell of Table 2."""
+    return models(f"table2/{regularizer}", REGULARIZERS[regularizer])
 
 
 def interval(values) -> tuple[float, float | None]:
@@ -46,7 +68,7 @@ def table1() -> str:
     columns = ("1", "3", "10", "30", "all")
     rows = []
     for name, label in NAMES.items():
-        found = {c: models(f"table1/{c}-{name}") for c in columns}
+        found = {c: cell(c, name) for c in columns}
         ours = [compare([100 * m["accuracy"] for m in found[c]], paper.TABLE1[name][c]) for c in columns]
         norms = compare([m["jacobian_norm"]["rms"] for m in found["all"]], paper.JACOBIAN_NORM[name])
         expected = [*(paper.TABLE1[name][c] for c in columns), paper.JACOBIAN_NORM[name]]
@@ -58,7 +80,7 @@ def table1() -> str:
 def table2() -> str:
     """Accuracy on USPS."""
     expected = ["paper", *(f"{paper.TABLE2[name][0]} ± {paper.TABLE2[name][1]}" for name in NAMES)]
-    ours = [compare([100 * m["accuracy"] for m in models(f"table2/{n}")], paper.TABLE2[n]) for n in NAMES]
+    ours = [compare([100 * m["accuracy"] for m in usps(n)], paper.TABLE2[n]) for n in NAMES]
     return plots.table(["USPS", *NAMES.values()], [expected, ["ours", *ours]])
 
 
@@ -66,7 +88,7 @@ def norms_two_ways() -> str:
     """Both readings of the mean of ||J||_F."""
     rows = []
     for name, label in NAMES.items():
-        found = [m["jacobian_norm"] for m in models(f"table1/all-{name}")]
+        found = [m["jacobian_norm"] for m in cell("all", name)]
         both = [f"{np.mean([m[k] for m in found]):.2f}" if found else "not run" for k in ("mean", "rms")]
         rows.append([label, *both, str(paper.JACOBIAN_NORM[name][0])])
     return plots.table(["all samples", "mean of the norm", "root of the mean square", "paper"], rows)
@@ -74,12 +96,12 @@ def norms_two_ways() -> str:
 
 def deviations() -> str:
     """Every cell of Tables 1 and 2 that is outside."""
-    cells = [(f"Table 1, {c}, {NAMES[n]}", [100 * m["accuracy"] for m in models(f"table1/{c}-{n}")], paper.TABLE1[n][c])
+    cells = [(f"Table 1, {c}, {NAMES[n]}", [100 * m["accuracy"] for m in cell(c, n)], paper.TABLE1[n][c])
              for c in ("1", "3", "10", "30", "all") for n in NAMES]  # fmt: skip
     for n, label in NAMES.items():
-        norms = [m["jacobian_norm"]["rms"] for m in models(f"table1/all-{n}")]
+        norms = [m["jacobian_norm"]["rms"] for m in cell("all", n)]
         cells.append((f"Table 1, ||J||_F, {label}", norms, paper.JACOBIAN_NORM[n]))
-        cells.append((f"Table 2, {label}", [100 * m["accuracy"] for m in models(f"table2/{n}")], paper.TABLE2[n]))
+        cells.append((f"Table 2, {label}", [100 * m["accuracy"] for m in usps(n)], paper.TABLE2[n]))
     found = [(label, compare(values, expected), expected) for label, values, expected in cells]
     lines = [
         f"- {label}: {mean} ± {half} in the paper, {ours} here" for label, ours, (mean, half) in found if "!" in ours
@@ -94,8 +116,7 @@ def initializations() -> str:
     for path in sorted((record.RESULTS / "initializations").glob("*.json")):
         column, regularizer, name = path.stem.split("-")
         expected = paper.TABLE1[regularizer][column]
-        cells = [models(f"table1/{column}-{regularizer}"), models(f"initializations/{path.stem}")]
-        ours = [compare([100 * m["accuracy"] for m in found], expected) for found in cells]
+        ours = _same_seeds(f"table1/{column}-{regularizer}", f"initializations/{path.stem}", expected)
         rows.append([column, NAMES[regularizer], f"{expected[0]} ± {expected[1]}", ours[0], name, ours[1]])
     header = ["samples per class", "regularizer", "paper", "Table 1 (xavier)", "initialization", "ours"]
     return plots.table(header, rows) if rows else "not run"
@@ -106,18 +127,24 @@ def dropout_in_penalty() -> str:
     rows = []
     for path in sorted((record.RESULTS / "dropout_in_penalty").glob("*.json"), key=lambda path: int(path.stem)):
         expected = paper.TABLE1["all"][path.stem]
-        cells = [models(f"table1/{path.stem}-all"), models(f"dropout_in_penalty/{path.stem}")]
-        ours = [compare([100 * m["accuracy"] for m in found], expected) for found in cells]
+        ours = _same_seeds(f"table1/{path.stem}-all", f"dropout_in_penalty/{path.stem}", expected)
         rows.append([path.stem, f"{expected[0]} ± {expected[1]}", *ours])
     header = ["samples per class", "paper", "Table 1 (one mask for both branches)", "penalty without dropout"]
     return plots.table(header, rows) if rows else "not run"
+
+
+def _same_seeds(first: str, second: str, expected: tuple[float, float]) -> list[str]:
+    """Accuracies of two results over the seeds that both have."""
+    both = [json.loads((record.RESULTS / f"{name}.json").read_text())["models"] for name in (first, second)]
+    seeds = both[0].keys() & both[1].keys()
+    return [compare([100 * found[seed]["accuracy"] for seed in seeds], expected) for found in both]
 
 
 def spread(values: list, digits: int) -> list[str]:
     """One column: mean, 95 % interval and number of seeds."""
     if not values:
         return ["not run"]
+    if np.isinf(values).any():
+        return [f"not reached by {np.isinf(values).sum()} of {len(values)}"]
     mean, half = interval(values)
-    if np.isinf(mean):
-        return [f"not reached ({len(values)})"]
     return [f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}") + f" ({len(values)})"]

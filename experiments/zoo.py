@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,14 @@ def rows_of(recipe: Recipe, seed: int, labels: np.ndarray) -> Callable:
     return lambda first, count: np.broadcast_to(subset, (count, len(subset)))
 
 
-def train(recipe: Recipe, seeds: Iterable[int], options: Options, observe: Callable | None = None, **intervals):
+def train(
+    recipe: Recipe,
+    seeds: Iterable[int],
+    options: Options,
+    observe: Callable | None = None,
+    observe_every: int = 5000,
+    observed: str = "",
+):
     """Pairs (seed, parameters); what is not in the zoo yet is trained, or goes on from its last checkpoint.
 
     Where models train together, so do those of the experiment's other recipes that are of one program with this one.
@@ -129,71 +137,118 @@ def train(recipe: Recipe, seeds: Iterable[int], options: Options, observe: Calla
         recipe: of the models.
         seeds: their seeds.
         options: see Options.
-        observe: params -> metrics, logged every `observe_every` steps; only for models that train alone.
-        **intervals: observe_every.
+        observe: params -> metrics, logged every `observe_every` steps; such models train alone, and are kept apart.
+        observe_every: steps.
+        observed: what sets these metrics apart from others.
     """
-    seeds, size = list(seeds), 1 if observe else options.group_size
+    if observe:
+        for seed in seeds:
+            path = model_path(recipe, seed, options, observed)
+            if not path.exists():
+                _train_group([(recipe, seed)], options, path.with_suffix(""), observe, observe_every)
+            yield seed, _load(path)
+        return
+    # under vmap both branches of a lazy step would run, every time
+    size, seeds = 1 if recipe.lazy > 1 else options.group_size, list(seeds)
     beside = [r for r in options.recipes.values() if r.program() == recipe.program()] if size > 1 else []
     wanted = [(r, seed) for r in dict.fromkeys([recipe, *beside]) for seed in seeds]
     for seed in seeds:
-        if not _model(recipe, seed, options).exists():
-            missing = [member for member in wanted if not _model(*member, options).exists()]
-            _train_group(missing[:size], options, observe, **intervals)
-        yield seed, _load(_model(recipe, seed, options))
+        if not model_path(recipe, seed, options).exists():
+            members = _unfinished(recipe, seed, options)
+            if not members or size == 1:
+                missing = [member for member in wanted if not model_path(*member, options).exists()]
+                members = missing[:size]
+            _train_group(members, options, _run_folder(members, options))
+        yield seed, _load(model_path(recipe, seed, options))
 
 
-def _model(recipe: Recipe, seed: int, options: Options) -> Path:
-    return Path(options.runs) / "models" / recipe.digest() / f"seed-{seed}.npz"
+def model_path(recipe: Recipe, seed: int, options: Options, observed: str = "") -> Path:
+    """Where the trained parameters lie."""
+    return Path(options.runs) / "models" / (recipe.digest() + observed) / f"seed-{seed}.npz"
 
 
-def _train_group(members: list[tuple[Recipe, int]], options: Options, observe=None, **intervals):
-    (recipe, seed), together = members[0], len(members) > 1
+def _run_folder(members, options: Options) -> Path:
+    if len(members) == 1:
+        return model_path(*members[0], options).with_suffix("")
+    return Path(options.runs) / "models" / f"together-{record.digest(_config(members, options))}"
+
+
+def _config(members, options: Options) -> dict:
+    """What the numbers of a run depend on."""
+    config = {"members": [{"recipe": dataclasses.asdict(recipe), "seed": seed} for recipe, seed in members]}
+    drops = any(recipe.dropout_rate for recipe, _ in members)
+    return config | ({"part_size": options.part_size} if drops else {})
+
+
+def _unfinished(recipe: Recipe, seed: int, options: Options) -> list[tuple[Recipe, int]]:
+    """The members of a group that was interrupted with this model among them; empty where there is none."""
+    known = {r.digest(): r for r in (recipe, *options.recipes.values())}
+    for path in sorted((Path(options.runs) / "models").glob("together-*/config.json")):
+        members = [(record.digest(m["recipe"]), m["seed"]) for m in json.loads(path.read_text())["config"]["members"]]
+        if (recipe.digest(), seed) in members and all(digest in known for digest, _ in members):
+            return [(known[digest], seed) for digest, seed in members]
+    return []
+
+
+def _train_group(members, options: Options, run: Path, observe=None, observe_every: int = 5000):
+    """Train the members in the folder `run`, and write what of their models is not there yet."""
+    together = len(members) > 1
+    recipe = members[0][0]
     data = images(recipe.dataset, "train", options.data_dir)
     steps, optimizer = make_steps([recipe for recipe, _ in members], options.part_size)
     states = [initial_state(*member, optimizer) for member in members]
     rows = [rows_of(*member, np.asarray(data["label"])) for member in members]
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if together else states[0]
     indices = (lambda first, count: np.stack([r(first, count) for r in rows])) if together else rows[0]
-    config = {"members": [{"recipe": dataclasses.asdict(recipe), "seed": seed} for recipe, seed in members]}
-    models = Path(options.runs) / "models"
-    run = models / f"together-{record.digest(config)}" if together else _model(recipe, seed, options).with_suffix("")
-    if not record.is_done(run / "config.json", config):
-        record.write_json(run / "config.json", {"config": config, "environment": record.environment()})
-    state, history = runner.train(
-        steps,
-        state,
-        data,
-        indices,
-        num_steps=recipe.num_steps,
-        dispatch=options.dispatch,
-        label="; ".join(
-            f"{describe(r)}, seed {', '.join(str(s) for q, s in members if q == r)}" for r in dict(members)
-        ),
-        folder=run,
-        checkpoint_every=options.checkpoint_every,
-        observe=observe and (lambda state: observe(state.params)),
-        **intervals,
-    )
+    config = _config(members, options)
+    names = [f"{describe(recipe)}, seed {seed}" for recipe, seed in members]
+    with record.lock(run):
+        if not record.is_done(run / "config.json", config):
+            record.write_json(run / "config.json", {"config": config, "environment": record.environment()})
+        state, history = runner.train(
+            steps,
+            state,
+            data,
+            indices,
+            num_steps=recipe.num_steps,
+            dispatch=options.dispatch,
+            label=names[0] + f" and {len(names) - 1} more" * together,
+            names=names,
+            folder=run,
+            checkpoint_every=options.checkpoint_every,
+            observe=observe and (lambda state: observe(state.params)),
+            observe_every=observe_every,
+        )
     for i, (recipe, seed) in enumerate(members):
+        path = model_path(recipe, seed, options) if together else run.with_suffix(".npz")
+        if path.exists():
+            continue
         params = jax.tree.map(lambda leaf, i=i: leaf[i], state.params) if together else state.params
         last = {k: v[i] if together and k not in ("step", "ms_per_step") else v for k, v in history[-1].items()}
-        facts = {"config": config["members"][i], "last": last, "run": str(run.relative_to(models))}
-        path = _model(recipe, seed, options)
+        facts = {"config": config["members"][i], "last": last, "run": run.name}
         record.write_json(path.with_suffix(".json"), facts | {"environment": record.environment()})
         record.write_arrays(path, traverse_util.flatten_dict(params, sep="/"))
 
 
-def history(recipe: Recipe, seed: int, options: Options) -> list[dict]:
-    """The metrics of a model's run; lists by member where it was trained with others."""
-    run = json.loads(_model(recipe, seed, options).with_suffix(".json").read_text())["run"]
-    lines = (Path(options.runs) / "models" / run / "metrics.jsonl").read_text().splitlines()
-    return [json.loads(line) for line in lines]
+def history(path: Path) -> list[dict]:
+    """The metrics of the run that trained, alone, the model at path."""
+    return [json.loads(line) for line in (path.with_suffix("") / "metrics.jsonl").read_text().splitlines()]
 
 
-def milliseconds(recipe: Recipe, seed: int, options: Options) -> float:
-    """Median time of a training step for one model; worth little where other work ran beside."""
-    rows = history(recipe, seed, options)
-    return round(float(np.median([row["ms_per_step"] for row in rows])) / np.size(rows[-1]["loss"]), 3)
+def milliseconds(recipes: dict[str, Recipe], options: Options, rounds: int = 5) -> dict[str, float]:
+    """Median time of a training step by recipe: fresh steps, one recipe after the other in every round."""
+    data = images(next(iter(recipes.values())).dataset, "train", options.data_dir)
+    runs, times = {}, {name: [] for name in recipes}
+    for name, recipe in recipes.items():
+        steps, optimizer = make_steps([recipe], options.part_size)
+        rows = rows_of(recipe, 0, np.asarray(data["label"]))(0, options.dispatch)
+        runs[name] = [steps, initial_state(recipe, 0, optimizer), rows]
+    for _ in range(1 + rounds):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run[1], _ = jax.block_until_ready(run[0](run[1], data, run[2]))
+            times[name].append(1e3 * (time.perf_counter() - start) / options.dispatch)
+    return {name: round(float(np.median(found[1:])), 3) for name, found in times.items()}  # the first one compiles
 
 
 def _load(path: Path):
@@ -221,3 +276,14 @@ def clean(params, test: dict, *, norms: int | None = None) -> dict:
     x = PREPROCESSING.normalize(test["image"][:norms])
     found = evaluation.jacobian_norms(exact_frobenius_sq, predictor(LeNet(), params), x)
     return result | {"jacobian_norm": evaluation.norm_summary(found)}
+
+
+def fill_clean(path: Path, recipe: Recipe, test: dict, seeds: Iterable[int], options: Options, norms: int | None):
+    """The result at path of `clean` on a recipe's models, by seed; what is missing is trained."""
+
+    def compute(seeds):
+        for seed, params in train(recipe, seeds, options):
+            yield seed, clean(params, test, norms=norms)
+
+    settings = {"recipe": dataclasses.asdict(recipe)} | ({} if norms == 0 else {"norms": norms})
+    return record.fill(path, settings, seeds, compute)["models"]

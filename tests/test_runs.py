@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,7 +127,43 @@ def test_regularizers_trained_together_equal_those_trained_alone(tfds_dir, tmp_p
         for seed, params in zoo.train(recipe, range(2), alone):
             for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(found[seed]), strict=True):
                 np.testing.assert_allclose(a, b, atol=2e-5)
-    assert len(zoo.history(alike[0], 1, together)[0]["loss"]) == 6
+    (run,) = (tmp_path / "together" / "models").glob("together-*")
+    zoo.model_path(alike[0], 1, together).unlink()
+    missing = dataclasses.replace(together, together=2)
+    again = next(zoo.train(alike[0], [1], missing))[1]
+    chex.assert_trees_all_equal(again, models[alike[0]][1])  # from the group's last checkpoint, not trained anew
+    assert [path.name for path in run.parent.glob("together-*")] == [run.name]
+
+
+def test_a_lazy_recipe_trains_alone(tfds_dir, tmp_path, monkeypatch):
+    groups = []
+    monkeypatch.setattr(zoo, "_train_group", lambda members, *_: groups.append(members))
+    monkeypatch.setattr(zoo, "_load", lambda path: None)
+    options = zoo.Options(runs=tmp_path, together=4)
+    for recipe in (Recipe(lambda_jr=0.1), Recipe(lambda_jr=0.1, lazy=4)):
+        next(zoo.train(recipe, range(3), options))
+    assert [len(members) for members in groups] == [3, 1]
+
+
+def test_watched_models_are_kept_apart(tfds_dir, tmp_path):
+    """A model that was trained unwatched has no curve; one that is watched otherwise has another."""
+    recipe = dataclasses.replace(Recipe(), num_steps=20, quench_every=None)
+    options = zoo.Options(data_dir=str(tfds_dir), runs=tmp_path, dispatch=10, checkpoint_every=10)
+    next(zoo.train(recipe, [0], options))
+    next(zoo.train(recipe, [0], options, lambda params: {"test": 1}, 10, "-watched"))
+    rows = zoo.history(zoo.model_path(recipe, 0, options, "-watched"))
+    assert [(row["step"], row.get("test")) for row in rows] == [(10, 1), (20, 1)]
+
+
+def test_one_process_a_run(tmp_path):
+    with (
+        record.lock(tmp_path),
+        pytest.raises(BlockingIOError, match="another process is at work in"),
+        record.lock(tmp_path),
+    ):
+        pass
+    with record.lock(tmp_path):
+        pass
 
 
 def test_one_model_of_several_that_is_not_finite_is_named(problem):
@@ -176,6 +213,9 @@ def test_tables_compare_with_the_paper():
     assert mean == 2
     assert half == pytest.approx(4.302653 / np.sqrt(3), rel=1e-5)  # t of 0.975 with 2 degrees of freedom
     assert tables.compare([1.0, 2.0, 3.0], (4.0, 0.1)) == "2.0 ± 2.5 (3)"
+    assert tables.spread([1.0, np.inf, np.inf], 2) == ["not reached by 2 of 3"]
+    with pytest.raises(ValueError, match=r"table1/all-L2.json holds models of another recipe"):
+        tables.models("table1/all-L2", REGULARIZERS["none"])
 
 
 def test_distances_survive_json():
