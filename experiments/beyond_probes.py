@@ -34,6 +34,8 @@ class Config(zoo.Options):
         ...,
     ] = tuple(VARIANTS)
     seeds: int = 3
+    timed: bool = True
+    """Time fresh steps of the variants, all in turn; needs a core for itself."""
     num_steps: int | None = None
     """Shorter training, the quenches at the same shares of it; None: 150,000."""
     norms: int | None = None
@@ -67,6 +69,8 @@ def run(config: Config):
         models = zoo.fill_clean(path, config.recipes[name], test, range(config.seeds), config, config.norms)
         for seed, model in models.items():
             print(f"{name}, seed {seed}: {100 * model['accuracy']:.2f} %, {model['jacobian_norm']['mean']:.3f}")
+    if not config.timed:
+        return
     path, settings = folder / "milliseconds.json", {"variants": config.variants, "dispatch": config.dispatch}
     if not record.is_done(path, settings):
         found = {"milliseconds": zoo.milliseconds(config.recipes, config), "environment": record.environment()}
