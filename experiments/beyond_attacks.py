@@ -51,7 +51,7 @@ class Config(zoo.Options):
         return {name: REGULARIZERS[name].shortened(self.num_steps) for name in self.models}
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "models": ("none",),
     "attacks": ("DDN",),
     "ensembles": ("linf",),
@@ -60,10 +60,6 @@ QUICK = {
     "norms": 50,
     "num_steps": 20,
     "num_attacked": 10,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

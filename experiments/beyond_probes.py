@@ -7,7 +7,6 @@ Leaves:     experiments/results/beyond_probes/VARIANT.json, by seed, and millise
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Literal
 
 from experiments import record, zoo
@@ -48,15 +47,11 @@ class Config(zoo.Options):
         return {name: recipe.shortened(self.num_steps) for name, recipe in recipes.items()}
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "variants": ("orthonormal, n = 3", "every 4th step"),
     "seeds": 1,
     "num_steps": 20,
     "norms": 50,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

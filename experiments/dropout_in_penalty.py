@@ -7,7 +7,6 @@ Leaves:     experiments/results/dropout_in_penalty/COLUMN.json, by seed; models 
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from experiments import zoo
@@ -43,13 +42,9 @@ class Config(zoo.Options):
         return {column: base.few_shot(int(column)).shortened(self.num_steps) for column in self.columns}
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "seeds": 1,
     "num_steps": 20,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

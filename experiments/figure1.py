@@ -9,7 +9,6 @@ Leaves:     experiments/results/figure1/FIGURE.npz: class (uint8) and confidence
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -43,16 +42,12 @@ class Config(zoo.Options):
     """Directions in which the nearest boundary is looked for."""
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "figures": ("1", "S2"),
     "rows": 1,
     "num_steps": 20,
     "resolution": 21,
     "num_rays": 8,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

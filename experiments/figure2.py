@@ -7,7 +7,6 @@ Leaves:     experiments/results/figure2/VARIANT.json, by seed.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from experiments import record, zoo
@@ -30,16 +29,12 @@ class Config(zoo.Options):
     """Test samples that ||J||_F is averaged over; None: all."""
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "variants": ("n = 1", "exact"),
     "seeds": 1,
     "num_steps": 20,
     "points": 2,
     "norms": 50,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

@@ -8,7 +8,6 @@ Leaves:     experiments/results/figure3/noise-REGULARIZER.json and attacks-DEFEN
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -44,7 +43,7 @@ class Config(zoo.Options):
         return {name: recipe.shortened(self.num_steps) for name, recipe in found.items()}
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "regularizers": ("none",),
     "defences": ("both",),
     "attacks": ("PGD",),
@@ -52,10 +51,6 @@ QUICK = {
     "num_steps": 20,
     "sigmas": (0.0, 0.3),
     "num_attacked": 20,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

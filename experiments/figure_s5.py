@@ -7,7 +7,6 @@ Leaves:     experiments/results/figure_s5/ATTACK-DEFENCE.json, by seed.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from experiments import attacked, record, zoo
@@ -32,16 +31,12 @@ class Config(zoo.Options):
         return {name: DEFENCES[name].shortened(self.num_steps) for name in self.defences}
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "defences": ("none",),
     "attacks": ("white noise", "FGSM"),
     "seeds": 1,
     "num_steps": 20,
     "num_attacked": 20,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

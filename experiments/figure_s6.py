@@ -7,7 +7,6 @@ Leaves:     experiments/results/figure_s6/ATTACK-LAMBDA.json, by seed, and clean
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from experiments import attacked, record, zoo
@@ -34,17 +33,13 @@ class Config(zoo.Options):
         return {value: dataclasses.replace(base, lambda_jr=value) for value in self.lambdas}
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "lambdas": (0.1,),
     "attacks": ("white noise",),
     "seeds": 1,
     "num_steps": 20,
     "num_attacked": 20,
     "norms": 50,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

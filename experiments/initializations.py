@@ -7,7 +7,6 @@ Leaves:     experiments/results/initializations/COLUMN-REGULARIZER-INITIALIZATIO
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from experiments import zoo
@@ -30,14 +29,10 @@ class Config(zoo.Options):
     """Shorter training; None: 10,000."""
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "seeds": 1,
     "num_steps": 20,
     "initializations": ("torch",),
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

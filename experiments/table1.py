@@ -8,7 +8,6 @@ Leaves:     experiments/results/table1/COLUMN-REGULARIZER.json, by seed; models 
 
 import dataclasses
 import itertools
-from pathlib import Path
 from typing import Literal
 
 from experiments import zoo
@@ -42,7 +41,7 @@ class Config(zoo.Options):
         return {(c, r): few(REGULARIZERS[r], c).shortened(self.num_steps) for c, r in cells}
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "columns": ("1", "all"),
     "regularizers": ("none", "all"),
     "seeds": 2,
@@ -50,10 +49,6 @@ QUICK = {
     "num_steps": 20,
     "norms": 100,
     "together": 2,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

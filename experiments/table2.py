@@ -7,7 +7,6 @@ Leaves:     experiments/results/table2/REGULARIZER.json, by seed.
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Literal
 
 from experiments import zoo
@@ -29,14 +28,10 @@ class Config(zoo.Options):
         return {name: REGULARIZERS[name].shortened(self.num_steps) for name in self.regularizers}
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "regularizers": ("none",),
     "seeds": 1,
     "num_steps": 20,
-    "dispatch": 10,
-    "checkpoint_every": 10,
-    "out": Path("runs/quick"),
-    "runs": Path("runs/quick"),
 }
 
 

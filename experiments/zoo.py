@@ -52,6 +52,10 @@ class Options:
         return self.together or (1 if jax.default_backend() == "cpu" else 25)
 
 
+# what every experiment's own QUICK starts from
+QUICK = {"dispatch": 10, "checkpoint_every": 10, "out": Path("runs/quick"), "runs": Path("runs/quick")}
+
+
 @functools.lru_cache(maxsize=4)
 def images(name: str, split: str, data_dir: str | None = None) -> dict[str, jax.Array]:
     """{"image": raw [N, 28, 28, 1] in [0, 1], "label": [N]} on the device."""
