@@ -2,6 +2,7 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 CLASS_COLOURS = plt.get_cmap("tab10")
 
@@ -29,8 +30,9 @@ def draw_cells(axes, classes, confidence, extent: float, radius: float, title: s
     if np.isfinite(radius):
         axes.add_patch(plt.Circle((0, 0), radius, fill=False, color="k", linewidth=1.2))
     nearest = f"nearest boundary at {radius:.2f}" if np.isfinite(radius) else "no boundary in reach"
-    ticks = np.linspace(-extent, extent, 5)
-    axes.set(xlim=box[:2], ylim=box[2:], xticks=ticks, yticks=ticks, aspect="equal")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(4))
+    axes.set(xlim=box[:2], ylim=box[2:], aspect="equal")
     axes.set(title=f"{title}\n{nearest}", xlabel="L2 distance in raw pixels")
 
 
