@@ -194,8 +194,8 @@ def _written(function):
 
     XLA:CPU would fuse the nine terms of an overlap-add into the transposition behind it, which then reads every term
     column by column, or into each place of a window, which computes them as often: the gradient of LeNet' in its image
-    takes more than twice as long. It drops optimization barriers before it fuses, but not a branch whose condition it cannot
-    see through.
+    takes more than twice as long. It drops optimization barriers before it fuses, but not a branch whose condition it
+    cannot see through.
     """
 
     def branch(*args, **params):
