@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from experiments import record
+import numpy as np
+
+from experiments import record, runner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Recipe:
     def penalty_apply(self, module):
         """What is penalised in place of the trained network, see `training.classification_loss`; None: itself."""
         del module
+
+    def batches(self, seed: int, first_step: int, num_steps: int, num_samples: int) -> np.ndarray:
+        """Rows of the batches of these steps, [T, B]: every epoch in a new order, see `runner.batch_indices`."""
+        return runner.batch_indices(seed, first_step, num_steps, self.batch_size, num_samples)
 
     def program(self) -> "Recipe":
         """Stands for all recipes that differ from this one in the sizes of lambda_jr and weight_decay alone.

@@ -58,6 +58,7 @@ BLOCKS = {
     "table2": tables.table2,
     "deviations": tables.deviations,
     "initializations": tables.initializations,
+    "data_order": tables.data_order,
     "retrained": tables.retrained,
     "dropout_in_penalty": tables.dropout_in_penalty,
     "figure1": lambda: "\n\n".join(picture(name) for name in ("figure1", "figure_s1", "figure_s2")),

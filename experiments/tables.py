@@ -133,6 +133,23 @@ def dropout_in_penalty() -> str:
     return plots.table(header, rows) if rows else "not run"
 
 
+def data_order() -> str:
+    """Models of all samples by the order of their batches, other things equal."""
+    orders = ("reshuffled", "reshuffled otherwise", "same every epoch", "with replacement")
+    rows = []
+    for name, label in NAMES.items():
+        for order in orders:
+            path = record.RESULTS / "data_order" / f"{name}-{record.slug(order)}.json"
+            if path.exists():
+                result = json.loads(path.read_text())
+                found = result["models"].values()
+                shares = [spread([100 * m[k] for m in found], 2)[0] for k in ("accuracy", "usps")]
+                norms = spread([m["jacobian_norm"]["rms"] for m in found], 2)
+                rows.append([label, order, f"{result['config']['recipe']['num_steps']:,}", *shares, *norms])
+    header = ["all samples", "order of the batches", "steps", "test accuracy, %", "USPS, %", "||J||_F"]
+    return plots.table(header, rows) if rows else "not run"
+
+
 def retrained() -> str:
     """Seed 0 in Table 1, and trained once more by a later program for the converged attacks."""
     rows = []

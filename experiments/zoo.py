@@ -120,7 +120,7 @@ def initial_state(recipe: Recipe, seed: int, optimizer):
 def rows_of(recipe: Recipe, seed: int, labels: np.ndarray) -> Callable:
     """(first_step, count) -> rows of the training set [T, B]; the few-shot subset depends on the seed too."""
     if recipe.samples_per_class is None:
-        return lambda first, count: runner.batch_indices(seed, first, count, recipe.batch_size, len(labels))
+        return lambda first, count: recipe.batches(seed, first, count, len(labels))
     subset = datasets.few_shot(labels, recipe.samples_per_class, seed).astype(np.int32)
     return lambda first, count: np.broadcast_to(subset, (count, len(subset)))
 

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import __main__ as command_line, record, report, runner
+from experiments import __main__ as command_line, data_order, record, report, runner
+from experiments.recipes import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
@@ -60,6 +61,16 @@ def test_batches_go_on_where_they_stopped():
     assert not np.array_equal(whole[:4], whole[4:8])
     with pytest.raises(ValueError, match="batch_size must be at most the 18 training samples, got 19"):
         runner.batch_indices(0, 0, 1, 19, 18)
+
+
+@pytest.mark.parametrize("order", ["reshuffled otherwise", "same every epoch", "with replacement"])
+def test_other_orders_of_the_data(order):
+    recipe = data_order.Ordered(batch_size=4, order=order)
+    whole = recipe.batches(3, 0, 25, 16)
+    np.testing.assert_array_equal(whole[7:], recipe.batches(3, 7, 18, 16))
+    assert not np.array_equal(whole, Recipe(batch_size=4).batches(3, 0, 25, 16))
+    assert np.array_equal(whole[:4], whole[4:8]) == (order == "same every epoch")
+    assert (len(set(whole[:4].ravel())) == 16) == (order != "with replacement")
 
 
 def test_a_result_is_written_whole(tmp_path):
