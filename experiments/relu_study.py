@@ -3,13 +3,13 @@
 Command:    python -m experiments relu_study
 Asks:       the gradient of ||J||_F^2 by automatic differentiation is blind to the motion of kinks, that of noise
             consistency is not; both cost two plain steps. Does a ReLU network lose by the first?
-Time:       2 CPU cores: about 10 minutes.
+Time:       2 CPU cores: about 10 minutes; can be killed.
 Leaves:     experiments/results/relu_study/ACTIVATION-PENALTY.json, by seed.
 """
 
 import dataclasses
+import itertools
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -42,19 +42,19 @@ class Config(zoo.Options):
     """Test samples that norms are averaged over."""
 
 
-QUICK = {
+QUICK = zoo.QUICK | {
     "activations": ("relu",),
     "penalties": ("noise",),
     "seeds": 1,
     "num_steps": 20,
     "num_attacked": 10,
     "norms": 50,
-    "out": Path("runs/quick"),
 }
 
 
-def train(config: Config, module, penalty: str, seed: int, data):
-    """Parameters after num_steps, the learning rate quenched at two thirds."""
+def train(config: Config, settings: dict, seed: int, data):
+    """Parameters after num_steps, the learning rate quenched at two thirds; goes on from the last checkpoint."""
+    module, penalty = network(settings), settings["penalty"]
     relative = None
     if penalty == "noise":
         relative = lambda f, x, label, keys: relatives.noise_consistency(f, x, keys, sigma=config.sigma)
@@ -68,8 +68,26 @@ def train(config: Config, module, penalty: str, seed: int, data):
     params, model_state = initialize(module, jax.random.key(seed), data["image"][:1])
     state = training.init_state(params, optimizer, jax.random.key(seed + 1), model_state)
     rows = partial(runner.batch_indices, seed, batch_size=100, num_samples=len(data["label"]))
-    steps = training.make_train_steps(loss, optimizer)
-    return runner.train(steps, state, data, rows, num_steps=config.num_steps, label=f"{penalty}, seed {seed}")[0].params
+    folder = config.runs / "relu_study" / f"{record.digest(settings)}-{seed}"
+    with record.lock(folder):
+        record.write_json(folder / "config.json", {"config": settings, "environment": record.environment()})
+        state, _ = runner.train(
+            training.make_train_steps(loss, optimizer),
+            state,
+            data,
+            rows,
+            num_steps=config.num_steps,
+            dispatch=config.dispatch,
+            label=f"{settings['activation']}, {penalty}, seed {seed}",
+            folder=folder,
+            checkpoint_every=config.checkpoint_every,
+        )
+    return state.params
+
+
+def network(settings: dict) -> MLP:
+    """The untrained network."""
+    return MLP(tuple(settings["widths"]), activation=ACTIVATIONS[settings["activation"]])
 
 
 def ddn(f, x, y, keys):
@@ -82,8 +100,9 @@ def noisy(f, x, y, keys, sigma):
     return attacks.white_noise(f, x, y, keys, sigma=sigma)
 
 
-def measure(config: Config, module, params, seed: int, test) -> dict:
+def measure(config: Config, settings: dict, params, seed: int, test) -> dict:
     """Accuracy, the norm by differentiation and by finite noise, accuracy under noise, median distance by DDN."""
+    module = network(settings)
     f, raw = predictor(module, params), predictor(module, params, preprocess=zoo.PREPROCESSING.normalize)
     x, key = zoo.PREPROCESSING.normalize(test["image"][: config.norms]), jax.random.key(seed)
     few = test["image"][: config.num_attacked], test["label"][: config.num_attacked]
@@ -99,17 +118,15 @@ def measure(config: Config, module, params, seed: int, test) -> dict:
 def run(config: Config):
     """Train and measure what the results lack."""
     data, test = (zoo.images("mnist", split, config.data_dir) for split in ("train", "test"))
-    for activation in config.activations:
-        for penalty in config.penalties:
-            module = MLP(config.widths, activation=ACTIVATIONS[activation])
+    names = ("widths", "lambda_jr", "sigma", "num_steps", "learning_rate", "num_attacked", "norms")
+    for activation, penalty in itertools.product(config.activations, config.penalties):
+        settings = {"activation": activation, "penalty": penalty} | {name: getattr(config, name) for name in names}
 
-            def compute(seeds, module=module, penalty=penalty):
-                for seed in seeds:
-                    yield seed, measure(config, module, train(config, module, penalty, seed, data), seed, test)
+        def compute(seeds, settings=settings):
+            for seed in seeds:
+                yield seed, measure(config, settings, train(config, settings, seed, data), seed, test)
 
-            names = ("widths", "lambda_jr", "sigma", "num_steps", "learning_rate", "num_attacked", "norms")
-            settings = {"activation": activation, "penalty": penalty} | {name: getattr(config, name) for name in names}
-            path = config.out / "relu_study" / f"{activation}-{penalty}.json"
-            models = record.fill(path, settings, range(config.seeds), compute)["models"].values()
-            mean = {k: round(float(np.mean([m[k] for m in models])), 4) for k in next(iter(models))}
-            print(f"{activation}, {penalty}: {mean}")
+        path = config.out / "relu_study" / f"{activation}-{penalty}.json"
+        models = record.fill(path, settings, range(config.seeds), compute)["models"].values()
+        mean = {k: round(float(np.mean([m[k] for m in models])), 4) for k in next(iter(models))}
+        print(f"{activation}, {penalty}: {mean}")
