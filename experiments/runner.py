@@ -113,7 +113,8 @@ def _check_finite(metrics: dict, step: int, state, names: Sequence[str]):
             error.state = state
             name = names[i] if names else f"model {i} of {members}"
             if names or members > 1:
-                error.args = (f"{name}: {error}",)
+                alone = " (--together 1 trains one at a time and keeps those that finish)" * (members > 1)
+                error.args = (f"{name}: {error}{alone}",)
             raise
 
 

@@ -172,7 +172,7 @@ def test_one_model_of_several_that_is_not_finite_is_named(problem):
     states = [make(), make()._replace(params={"w": jnp.float32(jnp.inf)})]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
     both = lambda first, count: np.stack([rows(first, count)] * 2)
-    with pytest.raises(training.NonFiniteError, match="model 1 of 2: training stopped at step 1"):
+    with pytest.raises(training.NonFiniteError, match="model 1 of 2: training stopped at step 1.*--together 1"):
         runner.train(together, stacked, data, both, num_steps=10)
 
 
