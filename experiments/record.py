@@ -97,7 +97,9 @@ def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> d
     missing = [seed for seed in seeds if str(seed) not in result["models"]]
     for seed, metrics in compute(missing) if missing else ():
         result = read()  # another process may have added seeds
-        result["models"][str(seed)] = metrics
+        result["models"] = dict(
+            sorted((result["models"] | {str(seed): metrics}).items(), key=lambda item: int(item[0]))
+        )
         result.setdefault("commits", {})[str(seed)] = commit()
         result["environment"] = environment()
         write_json(path, result)

@@ -18,19 +18,24 @@ DEFENCE_NAMES = {
 }
 
 
-def models(name: str, recipe: Recipe | None = None) -> list[dict]:
-    """The models of a result file by seed; empty where it was not run.
+def by_seed(name: str, recipe: Recipe | None = None) -> dict[str, dict]:
+    """The models of a result file; empty where it was not run.
 
     Raises:
         ValueError: they were not trained by the recipe.
     """
     path = record.RESULTS / f"{name}.json"
     if not path.exists():
-        return []
+        return {}
     result = json.loads(path.read_text())
     if recipe and result["config"]["recipe"] != dataclasses.asdict(recipe):
         raise ValueError(f"{path} holds models of another recipe than the paper's: {result['config']['recipe']}")
-    return list(result["models"].values())
+    return result["models"]
+
+
+def models(name: str, recipe: Recipe | None = None) -> list[dict]:
+    """The same without their seeds."""
+    return list(by_seed(name, recipe).values())
 
 
 def cell(column: str, regularizer: str) -> list[dict]:
@@ -162,7 +167,7 @@ def retrained() -> str:
 
 def _same_seeds(first: str, second: str, expected: tuple[float, float]) -> list[str]:
     """Accuracies of two results over the seeds that both have."""
-    both = [json.loads((record.RESULTS / f"{name}.json").read_text())["models"] for name in (first, second)]
+    both = [by_seed(name) for name in (first, second)]
     seeds = both[0].keys() & both[1].keys()
     return [compare([100 * found[seed]["accuracy"] for seed in seeds], expected) for found in both]
 

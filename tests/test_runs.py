@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import record, runner, tables, zoo
+from experiments import figure_tables, record, runner, tables, zoo
 from experiments.recipes import DEFENCES, REGULARIZERS, Recipe
 from jacreg_jax import training
 
@@ -174,6 +174,19 @@ def test_one_model_of_several_that_is_not_finite_is_named(problem):
     both = lambda first, count: np.stack([rows(first, count)] * 2)
     with pytest.raises(training.NonFiniteError, match="model 1 of 2: training stopped at step 1.*--together 1"):
         runner.train(together, stacked, data, both, num_steps=10)
+
+
+def test_seeds_lie_in_order_whoever_wrote_first(tmp_path):
+    path, compute = tmp_path / "cell.json", lambda seeds: ((seed, {"accuracy": seed}) for seed in seeds)
+    record.fill(path, {}, [10, 2], compute)
+    assert list(record.fill(path, {}, range(3), compute)["models"]) == ["0", "1", "2", "10"]
+
+
+def test_smallest_of_several_attacks_is_over_the_seeds_that_all_have():
+    weak = {seed: {"distance": [1.0, None]} for seed in ("0", "1")}
+    strong = {seed: {"distance": [2.0, 3.0]} for seed in ("1", "2")}
+    (found,) = figure_tables._best([weak, strong])
+    np.testing.assert_array_equal(found, [1, 3])
 
 
 def test_a_result_of_another_configuration_is_not_overwritten(tmp_path):
