@@ -94,7 +94,7 @@ def norms_two_ways() -> str:
     rows = []
     for name, label in NAMES.items():
         found = [m["jacobian_norm"] for m in cell("all", name)]
-        both = [f"{np.mean([m[k] for m in found]):.2f}" if found else "not run" for k in ("mean", "rms")]
+        both = [spread([m[k] for m in found], 2)[0] for k in ("mean", "rms")]
         rows.append([label, *both, str(paper.JACOBIAN_NORM[name][0])])
     return plots.table(["all samples", "mean of the norm", "root of the mean square", "paper"], rows)
 
