@@ -2,7 +2,7 @@
 
 Command:    python -m experiments table1 [--columns 1 3 10 30 all] [--regularizers none L2 dropout Jacobian all]
 Paper:      all samples: 98.9 / 99.2 / 98.6 / 99.0 / 99.1 %, ||J||_F 32.9 / 4.6 / 21.5 / 1.1 / 1.2.
-Time:       one CPU core: up to 4 minutes a model of 30 per class, 10 to 20 of "all"; any can be killed.
+Time:       one CPU core: up to 6 minutes a model of 30 per class, 10 to 30 of "all"; any can be killed.
 Leaves:     experiments/results/table1/COLUMN-REGULARIZER.json, by seed; models in runs/models.
 """
 
