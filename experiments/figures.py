@@ -136,7 +136,7 @@ def figure_s6():
                 curves = [100 - 100 * np.asarray(fooling_curve(record.from_json(m["distance"]), grid)) for m in seeds]
                 band(axis, grid, curves, colour, value)
         axis.set(title=title, xlabel="L2 distance, raw pixels", ylabel="test accuracy, %", ylim=(0, 100))
-        legend_or_not_run(axis, columns=3, title="lambda_jr")
+        legend_or_not_run(axis, title="lambda_jr")
     figure.suptitle(length(config(f"figure_s6/clean-{values[0]}")["recipe"]), y=1.0, fontsize=10)
     return figure
 
