@@ -71,13 +71,23 @@ def is_done(path: Path, config: dict) -> bool:
         return False
     found, config = json.loads(path.read_text())["config"], json.loads(json.dumps(config))
     if found != config:
-        keys = sorted(found.keys() | config.keys())
-        changed = {k: (found.get(k), config.get(k)) for k in keys if found.get(k) != config.get(k)}
         raise ValueError(
-            f"{path} is the result of another configuration; (there, here) of what differs: {changed}. "
-            "Choose another folder with --out, or remove it"
+            f"{path} is the result of another configuration; (there, here) of what differs: "
+            f"{difference(found, config)}. Choose another folder with --out, or remove it"
         )
     return True
+
+
+def difference(there: dict, here: dict, prefix: str = "") -> dict:
+    """(there, here) of every value that differs, by its dotted name."""
+    changed = {}
+    for key in sorted(there.keys() | here.keys()):
+        both = there.get(key), here.get(key)
+        if all(isinstance(value, dict) for value in both):
+            changed |= difference(*both, f"{prefix}{key}.")
+        elif both[0] != both[1]:
+            changed[prefix + key] = both
+    return changed
 
 
 def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> dict:

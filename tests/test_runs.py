@@ -176,6 +176,12 @@ def test_one_model_of_several_that_is_not_finite_is_named(problem):
         runner.train(together, stacked, data, both, num_steps=10)
 
 
+def test_what_differs_is_named_down_to_the_value():
+    there, here = {"recipe": {"num_steps": 20, "seed": 1}, "norms": None}, {"recipe": {"num_steps": 30, "seed": 1}}
+    assert record.difference(there, here) == {"recipe.num_steps": (20, 30)}
+    assert record.difference(there | {"norms": 5}, here)["norms"] == (5, None)
+
+
 def test_seeds_lie_in_order_whoever_wrote_first(tmp_path):
     path, compute = tmp_path / "cell.json", lambda seeds: ((seed, {"accuracy": seed}) for seed in seeds)
     record.fill(path, {}, [10, 2], compute)
