@@ -95,7 +95,7 @@ def beyond_attacks() -> str:
         _ratio("test accuracy, %", clean, lambda m: 100 * m["accuracy"]),
         _ratio("||J||_F, root of the mean square", clean, lambda m: m["jacobian_norm"]["rms"]),
     ]
-    header = ["no regularization", "Jacobian", "ratio"]
+    header = ["no regularization", "Jacobian", "ratio", "seeds alone"]
     parts = [plots.table(["without an attack", *header], without), plots.table(["median L2 distance", *header], rows)]
     for norm in ("linf", "l2"):
         parts.append(_ensemble(norm))
@@ -111,7 +111,8 @@ def _best(found: list[dict[str, dict]]) -> list[np.ndarray]:
 def _ratio(label: str, found: dict, value: Callable) -> list[str]:
     plain, jacobian = ([value(m) for m in found[n]] for n in ("none", "Jacobian"))
     ratio = f"{np.mean(jacobian) / np.mean(plain):.2f}" if plain and jacobian else ""
-    return [label, *spread(plain, 3), *spread(jacobian, 3), ratio]
+    alone = ", ".join(f"{j / p:.2f}" for p, j in zip(plain, jacobian, strict=False))
+    return [label, *spread(plain, 3), *spread(jacobian, 3), ratio, alone]
 
 
 def _ensemble(norm: str) -> str:
