@@ -82,15 +82,13 @@ def figure_s6() -> str:
 def beyond_attacks() -> str:
     """The ratio of medians, Jacobian over plain, under ever stronger attacks; robust accuracy of the ensemble."""
     attacks = ("CW", "CW-3-times-the-steps", "DDN", "FAB-T")
-    found = {a: {n: models(f"beyond_attacks/{a}-{n}") for n in ("none", "Jacobian")} for a in attacks}
+    found = {a: {n: by_seed(f"beyond_attacks/{a}-{n}") for n in ("none", "Jacobian")} for a in attacks}
     rows = []
     for attack in attacks:
         rows.append(_ratio(attack.replace("-", " ").replace("FAB T", "FAB-T"), found[attack], median))
-    best = {
-        n: _best([by_seed(f"beyond_attacks/{a}-{n}") for a in ("CW", "DDN", "FAB-T")]) for n in ("none", "Jacobian")
-    }
+    best = {n: _best([found[a][n] for a in ("CW", "DDN", "FAB-T")]) for n in ("none", "Jacobian")}
     rows.append(_ratio("smallest of CW, DDN, FAB-T", best, lambda d: float(np.median(d))))
-    clean = {n: models(f"beyond_attacks/clean-{n}") for n in ("none", "Jacobian")}
+    clean = {n: by_seed(f"beyond_attacks/clean-{n}") for n in ("none", "Jacobian")}
     without = [
         _ratio("test accuracy, %", clean, lambda m: 100 * m["accuracy"]),
         _ratio("||J||_F, root of the mean square", clean, lambda m: m["jacobian_norm"]["rms"]),
@@ -102,17 +100,19 @@ def beyond_attacks() -> str:
     return "\n\n".join(parts)
 
 
-def _best(found: list[dict[str, dict]]) -> list[np.ndarray]:
+def _best(found: list[dict[str, dict]]) -> dict[str, np.ndarray]:
     """The smallest distance of each sample, for the seeds that all attacks have."""
     seeds = [seed for seed in found[0] if all(seed in attack for attack in found)]
-    return [np.min([record.from_json(attack[seed]["distance"]) for attack in found], axis=0) for seed in seeds]
+    return {seed: np.min([record.from_json(attack[seed]["distance"]) for attack in found], axis=0) for seed in seeds}
 
 
-def _ratio(label: str, found: dict, value: Callable) -> list[str]:
-    plain, jacobian = ([value(m) for m in found[n]] for n in ("none", "Jacobian"))
-    ratio = f"{np.mean(jacobian) / np.mean(plain):.2f}" if plain and jacobian else ""
-    alone = ", ".join(f"{j / p:.2f}" for p, j in zip(plain, jacobian, strict=False))
-    return [label, *spread(plain, 3), *spread(jacobian, 3), ratio, alone]
+def _ratio(label: str, found: dict[str, dict], value: Callable) -> list[str]:
+    """Both models, the ratio of their means, and that of each seed that both have."""
+    plain, jacobian = ({seed: value(m) for seed, m in found[n].items()} for n in ("none", "Jacobian"))
+    both = [*plain.values()], [*jacobian.values()]
+    ratio = f"{np.mean(both[1]) / np.mean(both[0]):.2f}" if plain and jacobian else ""
+    alone = ", ".join(f"{jacobian[seed] / plain[seed]:.2f}" for seed in plain if seed in jacobian)
+    return [label, *spread(both[0], 3), *spread(both[1], 3), ratio, alone]
 
 
 def _ensemble(norm: str) -> str:

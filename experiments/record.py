@@ -107,9 +107,8 @@ def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> d
     missing = [seed for seed in seeds if str(seed) not in result["models"]]
     for seed, metrics in compute(missing) if missing else ():
         result = read()  # another process may have added seeds
-        result["models"] = dict(
-            sorted((result["models"] | {str(seed): metrics}).items(), key=lambda item: int(item[0]))
-        )
+        models = result["models"] | {str(seed): metrics}
+        result["models"] = {name: models[name] for name in sorted(models, key=int)}
         result.setdefault("commits", {})[str(seed)] = commit()
         result["environment"] = environment()
         write_json(path, result)
@@ -131,6 +130,20 @@ def lock(folder: Path):
             raise BlockingIOError(
                 f"another process is at work in {folder}; wait for it, or give each process models of its own"
             ) from None
+        yield
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path, config: dict):
+    """Hold the folder of a run, its configuration written in config.json by who comes first.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        ValueError: it is the run of another configuration.
+    """
+    with lock(folder):
+        if not is_done(folder / "config.json", config):
+            write_json(folder / "config.json", {"config": config, "environment": environment()})
         yield
 
 

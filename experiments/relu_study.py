@@ -69,8 +69,7 @@ def train(config: Config, settings: dict, seed: int, data):
     state = training.init_state(params, optimizer, jax.random.key(seed + 1), model_state)
     rows = partial(runner.batch_indices, seed, batch_size=100, num_samples=len(data["label"]))
     folder = config.runs / "relu_study" / f"{record.digest(settings)}-{seed}"
-    with record.lock(folder):
-        record.write_json(folder / "config.json", {"config": settings, "environment": record.environment()})
+    with record.run_folder(folder, settings):
         state, _ = runner.train(
             training.make_train_steps(loss, optimizer),
             state,

@@ -206,9 +206,7 @@ def _train_group(members, options: Options, run: Path, observe=None, observe_eve
     indices = (lambda first, count: np.stack([r(first, count) for r in rows])) if together else rows[0]
     config = _config(members, options)
     names = [f"{describe(recipe)}, seed {seed}" for recipe, seed in members]
-    with record.lock(run):
-        if not record.is_done(run / "config.json", config):
-            record.write_json(run / "config.json", {"config": config, "environment": record.environment()})
+    with record.run_folder(run, config):
         state, history = runner.train(
             steps,
             state,

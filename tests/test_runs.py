@@ -191,8 +191,16 @@ def test_seeds_lie_in_order_whoever_wrote_first(tmp_path):
 def test_smallest_of_several_attacks_is_over_the_seeds_that_all_have():
     weak = {seed: {"distance": [1.0, None]} for seed in ("0", "1")}
     strong = {seed: {"distance": [2.0, 3.0]} for seed in ("1", "2")}
-    (found,) = figure_tables._best([weak, strong])
-    np.testing.assert_array_equal(found, [1, 3])
+    found = figure_tables._best([weak, strong])
+    assert list(found) == ["1"]
+    np.testing.assert_array_equal(found["1"], [1, 3])
+
+
+def test_ratio_is_of_the_seeds_that_both_models_have():
+    row = figure_tables._ratio(
+        "", {"none": {"0": 1.0, "1": 2.0}, "Jacobian": {"1": 6.0, "2": 9.0}}, lambda value: value
+    )
+    assert row[-2:] == ["5.00", "3.00"]
 
 
 def test_a_result_of_another_configuration_is_not_overwritten(tmp_path):
