@@ -1,0 +1,69 @@
+"""Where randomness comes from: one typed key for each sample, and a stream of its own for everything that draws.
+
+The key of a sample depends on its row alone, so that its noise is the same alone, in a batch, and on any number of
+devices. In a training step the rows' own keys draw the probes; `model_key` and `perturbation_keys` fold them once more,
+so that no two draws share a key.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+_PERTURBATION = 1
+
+
+def sample_keys(key: jax.Array, batch: int) -> jax.Array:
+    """One typed key for each of B samples: fold_in of its row, or the B keys given.
+
+    Args:
+        key: typed key, or B of them.
+        batch: B.
+
+    Returns:
+        [B] typed keys.
+
+    Raises:
+        TypeError: key is not a typed key.
+        ValueError: neither one key nor B.
+
+    Example:
+        >>> sample_keys(jax.random.key(0), 3).shape
+        (3,)
+    """
+    check_key(key)
+    if key.shape == ():
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
+    if key.shape != (batch,):
+        raise ValueError(f"key must be one key or {batch} keys, one for each sample; got shape {key.shape}")
+    return key
+
+
+def check_key(key: Any, name: str = "key") -> None:
+    """TypeError unless key is a typed key, or an array of them."""
+    if not isinstance(key, jax.Array) or not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        got = f"{key.dtype}{list(key.shape)}" if hasattr(key, "dtype") else type(key).__name__
+        raise TypeError(f"{name} must be a typed key, as jax.random.key(seed) makes it; got {got}")
+
+
+def normal_like(key: jax.Array, x: jax.Array) -> jax.Array:
+    """Standard normal noise of the shape and dtype of x [B, ...]; a row depends on its own key alone.
+
+    Args:
+        key: typed key, or B of them.
+        x: [B, ...].
+
+    Raises:
+        TypeError, ValueError: as `sample_keys`.
+    """
+    return jax.vmap(lambda k, x: jax.random.normal(k, x.shape, x.dtype))(sample_keys(key, len(x)), x)
+
+
+def model_key(keys: jax.Array) -> jax.Array:
+    """The key that the model of a training step draws from, such as its dropout mask; keys [B] of the rows."""
+    return keys[0]
+
+
+def perturbation_keys(keys: jax.Array) -> jax.Array:
+    """The keys [B] that the perturbation of adversarial training draws from; keys [B] of the rows."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, _PERTURBATION))(keys)
