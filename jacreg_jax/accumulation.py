@@ -1,67 +1,159 @@
-"""Losses made of losses that hold their own gradient: a choice by the step, and the mean over parts of a batch.
+"""Two loss transforms: a penalty on every k-th step, and the mean over parts of the batch.
 
-Differentiating a `cond` carries the residuals of both branches out of either, and differentiating a `map` those of all
-parts; so the gradient is computed inside, on the way forward, and only handed on behind.
+Each computes its gradient during the forward pass. Differentiating a `cond` or a `map` would store the residuals of
+every branch or part; here the gradient is all that is stored.
 """
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-Loss = Callable  # (params, state, batch, keys) -> (loss, (model_state, metrics)), as for training.make_train_step
+from jacreg_jax import checks
+
+# (params, state, batch, keys) -> (loss, (model_state, metrics)), as for training.make_train_step
+Loss: TypeAlias = Callable[..., tuple[Any, tuple[Any, dict[str, Any]]]]
 
 
 def every(period: int, rare: Loss, usual: Loss) -> Loss:
-    """The loss `rare` on every period-th step and `usual` on the others, differentiable in its first argument."""
+    """The loss `rare` on every period-th step and `usual` on the others, differentiable in its first argument.
 
-    def choose(transform, params, state, *arguments):
+    Args:
+        period: k; steps 0, k, 2k, ... take `rare`.
+        rare: (params, state, batch, keys) -> (loss, (model_state, metrics)).
+        usual: likewise, with results of the same shapes.
+
+    Returns:
+        Such a loss.
+
+    Raises:
+        ValueError: period is not an integer of at least 1.
+
+    Example:
+        >>> constant = lambda value: lambda params, state, batch, keys: (value * params, ({}, {}))
+        >>> from types import SimpleNamespace
+        >>> loss = every(2, constant(5.0), constant(1.0))
+        >>> [float(loss(jnp.float32(1), SimpleNamespace(step=jnp.int32(t)), None, None)[0]) for t in range(3)]
+        [5.0, 1.0, 5.0]
+    """
+    checks.count("period", period)
+
+    def choose(transform: Any, params: Any, state: Any, *arguments: Any) -> Any:
         branches = [lambda *arguments, loss=loss: transform(loss)(*arguments) for loss in (rare, usual)]
         return jax.lax.cond(state.step % period == 0, *branches, params, state, *arguments)
 
     return _holding_its_gradient(choose)
 
 
+def lazily(period: int, loss: Any) -> Loss:
+    """The penalty on every k-th step alone, with lambda_jr multiplied by k: a step costs 1 + n / k plain ones.
+
+    The mean over steps of the gradient is the same and its variance is larger; lr * lambda_jr * k * curvature must stay
+    below 2. On the other steps the metric `penalty` is NaN. The result is differentiable in its first argument.
+
+    Args:
+        period: k.
+        loss: a loss of `supervised`, or `in_parts` of one.
+
+    Returns:
+        A loss for `make_train_step`.
+
+    Raises:
+        ValueError: period is not an integer of at least 1.
+        TypeError: loss has no penalty that could be left out.
+
+    Example:
+        >>> from jacreg_jax import training
+        >>> loss = training.classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
+        >>> cheap = lazily(4, loss)
+
+    Reference: Karras et al. (2019), https://arxiv.org/abs/1912.04958, lazy regularization.
+    """
+    checks.count("period", period)
+    if not hasattr(loss, "with_penalty_times"):
+        raise TypeError(f"loss must come from `supervised` or `in_parts`, got {type(loss).__name__}; see `every`")
+    rare, usual = loss.with_penalty_times(period), loss.with_penalty_times(0)
+    return loss if period == 1 or usual == loss else every(period, rare, usual)
+
+
 def in_parts(part_size: int, loss: Loss) -> Loss:
     """The mean of a loss over parts of the batch, L = (1/P) sum_p L(part p), one after the other, in the memory of one.
 
-    Every sample keeps its row and its key. Metrics are means over the parts, and those that end on "_error", standard
-    errors of means, sqrt(sum_p e_p^2) / P. The result is differentiable in its first argument.
+    Every sample keeps its row and its key; each part draws a dropout mask of its own. The result is differentiable in
+    its first argument. A batch that part_size does not divide is one part.
 
     Args:
-        part_size: samples in a part; a batch that they do not divide is one part.
-        loss: the mean over its batch.
+        part_size: samples in a part.
+        loss: (params, state, batch, keys) -> (loss, (model_state, metrics)), the mean over its batch. Metrics are
+            scalars, which are averaged, or have one value for each sample, which are put one after the other.
+
+    Returns:
+        Such a loss.
+
+    Raises:
+        ValueError: part_size is not an integer of at least 1.
+
+    Example:
+        >>> from jacreg_jax import training
+        >>> loss = training.classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
+        >>> small = in_parts(25, loss)
     """
-
-    def mean(transform, params, state, batch, keys):
-        rows = keys.shape[0]
-        if rows <= part_size or rows % part_size:
-            return transform(loss)(params, state, batch, keys)
-        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, part_size, *leaf.shape[1:]), (batch, keys))
-        found = jax.lax.map(lambda part: transform(loss)(params, state, *part), parts)
-        return jax.tree_util.tree_map_with_path(_mean_over_parts, found)
-
-    return _holding_its_gradient(mean)
+    return InParts(checks.count("part_size", part_size), loss)
 
 
-def _mean_over_parts(path, leaf):
-    if str(getattr(path[-1], "key", "")).endswith("_error"):
-        return jnp.sqrt(jnp.sum(leaf**2, axis=0)) / leaf.shape[0]
+@dataclasses.dataclass(frozen=True)
+class InParts:
+    """What `in_parts` returns."""
+
+    part_size: int
+    loss: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        """(loss, (model_state, metrics)) of (params, state, batch, keys)."""
+        return _holding_its_gradient(self._mean)(*arguments)
+
+    def with_penalty_times(self, times: float) -> "InParts":
+        """The same with another weight of the penalty."""
+        return dataclasses.replace(self, loss=self.loss.with_penalty_times(times))
+
+    def _mean(self, transform: Any, params: Any, state: Any, batch: Any, keys: Any) -> Any:
+        rows, size = keys.shape[0], self.part_size
+        if rows <= size or rows % size:
+            return transform(self.loss)(params, state, batch, keys)
+        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), (batch, keys))
+        found = jax.lax.map(lambda part: transform(self.loss)(params, state, *part), parts)
+        (value, (model_state, metrics)), *gradient = (found,) if transform is _identity else found
+        joined = jax.tree.map(lambda m: m.reshape(-1) if m.ndim == 2 else _mean_of_parts(m), metrics)
+        value, model_state, *gradient = jax.tree.map(_mean_of_parts, (value, model_state, *gradient))
+        outcome = value, (model_state, joined)
+        return (outcome, *gradient) if gradient else outcome
+
+
+def _mean_of_parts(leaf: jax.Array) -> jax.Array:
+    """Mean of [P, ...]; of counters and keys the last."""
+    if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+        return leaf[-1]
     return jnp.mean(leaf, axis=0).astype(leaf.dtype)
 
 
-def _holding_its_gradient(evaluate: Callable) -> Loss:
+def _identity(loss: Loss) -> Loss:
+    return loss
+
+
+def _holding_its_gradient(evaluate: Callable[..., Any]) -> Loss:
     """The loss evaluate(identity, ...), whose derivative is evaluate(value_and_grad, ...), computed with the value."""
 
     @jax.custom_vjp
-    def loss(*arguments):
-        return evaluate(lambda loss: loss, *arguments)
+    def loss(*arguments: Any) -> Any:
+        return evaluate(_identity, *arguments)
 
-    def forward(*arguments):
+    def forward(*arguments: Any) -> Any:
         return evaluate(partial(jax.value_and_grad, has_aux=True), *arguments)
 
-    def backward(grads, cotangents):
+    def backward(grads: Any, cotangents: Any) -> Any:
         grads = jax.tree.map(lambda g: (cotangents[0] * g).astype(g.dtype), grads)
         return grads, *[None] * 3  # state, batch, keys
 

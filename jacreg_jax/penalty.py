@@ -2,17 +2,24 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax.jacobian import Probe, batch_size, exact_from_vjp, mean_from_vjp, projected_from_vjp, sample_keys
+from jacreg_jax import checks
+from jacreg_jax.keys import sample_keys
+from jacreg_jax.mean_norm import VJP, MeanAndNorms, mean_exact, mean_projected
+from jacreg_jax.probes import Probe
+from jacreg_jax.rows import batch_size
+from jacreg_jax.types import Array, Float, Function, PyTree
+
+Reduce = Callable[[PyTree, VJP, PyTree, Any], MeanAndNorms]  # (z, vjp, x, key) -> (mean, norms)
 
 
 def value_and_penalty(
-    f: Callable,
-    x,
+    f: Function,
+    x: PyTree,
     key: jax.Array,
     *,
     num_projections: int = 1,
@@ -20,13 +27,13 @@ def value_and_penalty(
     sample_fraction: float = 1.0,
     chunk_size: int | None = None,
     has_aux: bool = False,
-):
+) -> tuple[Any, Float[Array, ""]]:
     """f(x) and the batch mean of the estimated ||J||_F^2, from one forward pass.
 
     Add (lambda_jr / 2) * penalty to the loss (Eq. 5). One training step costs 1 + n * sample_fraction plain ones.
 
     Under train-mode BatchNorm the rows of f(x) depend on each other and the estimate carries the cross-sample terms,
-    O(1/B), as the paper's own ResNet runs do. To leave them out, penalise the eval-mode model.
+    O(1/B), as the paper's own ResNet runs do. `models.batch_statistics_mode` leaves them out.
 
     Args:
         f: batched function, [B, ...] -> [B, ...], rows independent. With has_aux it returns (z, aux).
@@ -37,7 +44,7 @@ def value_and_penalty(
         sample_fraction: share of the batch that is penalised, in (0, 1]. The rows are drawn anew in each call.
             f is then called on both parts; with has_aux it is called on the whole batch, so that aux is the whole
             batch's, and once more on the part.
-        chunk_size: projections at once; see `jacobian.mean_from_vjp`.
+        chunk_size: projections at once; see `mean_norm.accumulated_mean`.
         has_aux: f returns (z, aux).
 
     Returns:
@@ -47,61 +54,26 @@ def value_and_penalty(
         TypeError: x or f(x) is not real floating point; key is not a typed key.
         ValueError: num_projections, probe or sample_fraction out of range; batch sizes that differ.
 
+    Example:
+        >>> z, penalty = value_and_penalty(lambda x: 3 * x, jnp.ones((2, 4)), jax.random.key(0))
+        >>> z.shape, round(float(penalty), 3)
+        ((2, 4), 36.0)
+
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Algorithm 1.
     """
-    value, mean, _ = value_and_mean_frobenius_sq(
-        f,
-        x,
-        key,
-        num_projections=num_projections,
-        probe=probe,
-        sample_fraction=sample_fraction,
-        chunk_size=chunk_size,
-        has_aux=has_aux,
-    )
+    checks.fraction("sample_fraction", sample_fraction, one=True)
+    reduce = partial(mean_projected, num_projections=num_projections, probe=probe, chunk_size=chunk_size)
+    if sample_fraction == 1:
+        value, (mean, _) = value_and(reduce, f, x, key, has_aux=has_aux)
+    else:
+        penalise = lambda x, keys: value_and(reduce, f, x, keys, has_aux=has_aux)
+        value, (mean, _) = on_random_rows(sample_fraction, penalise, f, x, key, needs_whole=has_aux)
     return value, mean
 
 
-def value_and_mean_frobenius_sq(
-    f: Callable,
-    x,
-    key: jax.Array | None = None,
-    *,
-    num_projections: int | Literal["exact"] = 1,
-    probe: Probe = "sphere",
-    sample_fraction: float = 1.0,
-    chunk_size: int | None = None,
-    has_aux: bool = False,
-):
-    """(f(x), penalty, [m] norms without a gradient): for a loss that reports the standard error of its penalty.
-
-    Arguments as for `value_and_penalty`; num_projections may also be "exact", which takes no key where the whole batch
-    is penalised.
-    """
-    reduce = partial(mean_from_vjp, num_projections=num_projections, probe=probe, chunk_size=chunk_size)
-    value, (mean, norms) = _value_and(reduce, f, x, key, sample_fraction, has_aux)
-    return value, mean, norms
-
-
-def value_and_frobenius_sq(
-    f: Callable,
-    x,
-    key: jax.Array,
-    *,
-    num_projections: int = 1,
-    probe: Probe = "sphere",
-    sample_fraction: float = 1.0,
-    has_aux: bool = False,
-):
-    """`value_and_penalty` before the mean: (f(x), [m]), an estimate for each of the m penalised samples.
-
-    Every one of them can be differentiated, at the price of all products at once in memory.
-    """
-    reduce = partial(projected_from_vjp, num_projections=num_projections, probe=probe)
-    return _value_and(reduce, f, x, key, sample_fraction, has_aux)
-
-
-def value_and_exact_penalty(f: Callable, x, *, chunk_size: int | None = None, has_aux: bool = False):
+def value_and_exact_penalty(
+    f: Function, x: PyTree, *, chunk_size: int | None = None, has_aux: bool = False
+) -> tuple[Any, Float[Array, ""]]:
     """f(x) and the batch mean of the exact ||J||_F^2, from one forward pass and C products.
 
     One training step costs about 1 + C plain ones. Do not use it on train-mode BatchNorm: the same basis vector on
@@ -110,7 +82,7 @@ def value_and_exact_penalty(f: Callable, x, *, chunk_size: int | None = None, ha
     Args:
         f: batched function, [B, ...] -> [B, ...], rows independent. With has_aux it returns (z, aux).
         x: float array or pytree of arrays [B, ...].
-        chunk_size: basis vectors at once; see `jacobian.mean_from_vjp`.
+        chunk_size: basis vectors at once; see `mean_norm.accumulated_mean`.
         has_aux: f returns (z, aux).
 
     Returns:
@@ -119,17 +91,20 @@ def value_and_exact_penalty(f: Callable, x, *, chunk_size: int | None = None, ha
     Raises:
         TypeError: x or f(x) is not real floating point.
         ValueError: chunk_size below 1, or batch sizes that differ.
+
+    Example:
+        >>> z, penalty = value_and_exact_penalty(lambda x: 3 * x, jnp.ones((2, 4)))
+        >>> penalty
+        Array(36., dtype=float32)
     """
-    return value_and_mean_frobenius_sq(f, x, num_projections="exact", chunk_size=chunk_size, has_aux=has_aux)[:2]
+    reduce = lambda z, vjp, x, key: mean_exact(z, vjp, x, chunk_size=chunk_size)
+    value, (mean, _) = value_and(reduce, f, x, None, has_aux=has_aux)
+    return value, mean
 
 
-def value_and_exact_frobenius_sq(f: Callable, x, *, chunk_size: int | None = None, has_aux: bool = False):
-    """`value_and_exact_penalty` before the mean: (f(x), [B]), each of which can be differentiated."""
-    reduce = lambda z, vjp, x, key: exact_from_vjp(z, vjp, x, chunk_size=chunk_size)
-    return _value_and(reduce, f, x, None, 1.0, has_aux)
-
-
-def joint_loss(supervised, penalty, params=None, *, lambda_jr: float, lambda_wd: float = 0.0):
+def joint_loss(
+    supervised: Any, penalty: Any, params: PyTree = None, *, lambda_jr: Any, lambda_wd: Any = 0.0
+) -> Float[Array, ""]:
     """Supervised loss + (lambda_wd / 2) ||params||^2 + (lambda_jr / 2) penalty (Eqs. 4-5).
 
     Args:
@@ -144,6 +119,10 @@ def joint_loss(supervised, penalty, params=None, *, lambda_jr: float, lambda_wd:
 
     Raises:
         ValueError: lambda_wd without params.
+
+    Example:
+        >>> joint_loss(1.0, jnp.float32(4.0), lambda_jr=0.5)
+        Array(2., dtype=float32)
     """
     loss = supervised + 0.5 * lambda_jr * penalty
     if params is None:
@@ -153,40 +132,58 @@ def joint_loss(supervised, penalty, params=None, *, lambda_jr: float, lambda_wd:
     return loss + 0.5 * lambda_wd * sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params))
 
 
-def standard_error(frobenius_sq: jax.Array) -> jax.Array:
-    """Standard error of the mean of m estimates, s / sqrt(m): probe noise and sample spread together; 0 at m = 1."""
+def standard_error(frobenius_sq: Float[Array, " m"]) -> Float[Array, ""]:
+    """Standard error of the mean of m estimates, s / sqrt(m): probe noise and sample spread together; 0 at m = 1.
+
+    Example:
+        >>> standard_error(jnp.asarray([1.0, 3.0]))
+        Array(1., dtype=float32)
+    """
     m = frobenius_sq.shape[0]
     deviation = frobenius_sq - jnp.mean(frobenius_sq)
     return jnp.sqrt(jnp.sum(deviation**2) / max(m - 1, 1) / m)
 
 
-def _value_and(reduce: Callable, f: Callable, x, key, sample_fraction: float, has_aux: bool):
-    """(f(x), reduce(z, vjp, x, key)) from one forward pass, the second on a random part of the batch."""
-    if not 0 < sample_fraction <= 1:
-        raise ValueError(f"sample_fraction must lie in (0, 1], got {sample_fraction}")
-    batch = batch_size(x)
-    num_penalised = max(1, round(sample_fraction * batch))
-    if num_penalised == batch:
-        value, vjp = _vjp(f, x, has_aux)
-        return value, reduce(value[0] if has_aux else value, vjp, x, key)
+def value_and(reduce: Reduce, f: Function, x: PyTree, key: Any, *, has_aux: bool = False) -> tuple[Any, MeanAndNorms]:
+    """(f(x), reduce(z, vjp, x, key)) from one forward pass; with has_aux f(x) is (z, aux)."""
+    batch_size(x)
+    if not has_aux:
+        z, vjp = jax.vjp(f, x)
+        return z, reduce(z, vjp, x, key)
+    z, vjp, aux = jax.vjp(f, x, has_aux=True)
+    return (z, aux), reduce(z, vjp, x, key)
 
+
+def on_random_rows(
+    fraction: float,
+    penalise: Callable[..., tuple[Any, Any]],
+    f: Function,
+    x: PyTree,
+    key: jax.Array,
+    *rest: PyTree,
+    needs_whole: bool = False,
+) -> tuple[Any, Any]:
+    """(f(x), what penalise(x', keys', *rest') finds) with the primed ones on max(1, round(fraction B)) random rows.
+
+    f is called on the rows that are left; with needs_whole on all of them, since its result is not made of rows.
+
+    Raises:
+        ValueError: fraction outside (0, 1].
+    """
+    checks.fraction("sample_fraction", fraction, one=True)
+    batch = batch_size(x)
+    size = max(1, round(fraction * batch))
+    if size == batch:
+        return penalise(x, key, *rest)
     keys = sample_keys(key, batch)
     order = jax.random.permutation(jax.random.fold_in(keys[0], batch), batch)
     rows = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
-    part, rest = order[:num_penalised], order[num_penalised:]
-    x_part = rows(x, part)
-    if has_aux:
+    part, others = order[:size], order[size:]
+    if needs_whole:
         value = f(x)
-        (z_part, _), vjp = _vjp(f, x_part, has_aux)
-    else:
-        z_part, vjp = _vjp(f, x_part, has_aux)
-        back = jnp.argsort(order)
-        value = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[back], z_part, f(rows(x, rest)))
-    return value, reduce(z_part, vjp, x_part, keys[part])
-
-
-def _vjp(f: Callable, x, has_aux: bool):
-    if not has_aux:
-        return jax.vjp(f, x)
-    z, vjp, aux = jax.vjp(f, x, has_aux=True)
-    return (z, aux), vjp
+        _, found = penalise(rows(x, part), keys[part], *rows(rest, part))
+        return value, found
+    value_part, found = penalise(rows(x, part), keys[part], *rows(rest, part))
+    back = jnp.argsort(order)
+    value = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[back], value_part, f(rows(x, others)))
+    return value, found

@@ -1,31 +1,48 @@
 """One training body over many devices: a data mesh, and the backends jit, shard_map and pmap over it."""
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
+from jacreg_jax import checks
+from jacreg_jax.types import PyTree
+
 AXIS = "data"
-Backend = Literal["jit", "shard_map", "pmap"]
+Backend: TypeAlias = Literal["jit", "shard_map", "pmap"]
+BACKENDS = ("jit", "shard_map", "pmap")
+Step: TypeAlias = Callable[..., tuple[Any, dict[str, Any]]]  # (state, batch) -> (state, metrics)
 
 
-def data_mesh(devices=None) -> Mesh:
-    """Mesh of one axis, "data", over the given devices or all of them."""
+def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Mesh of one axis, "data", over the given devices or all of them.
+
+    Example:
+        >>> data_mesh(jax.devices()[:1]).shape["data"]
+        1
+    """
     devices = jax.devices() if devices is None else list(devices)
     # Auto by name: the default, Explicit, makes x[permutation] raise inside user models
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def replicate(tree, mesh: Mesh):
+def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """The tree on every device. Through jit: device_put refuses typed keys on a mesh that spans processes."""
     return jax.jit(lambda t: t, out_shardings=NamedSharding(mesh, P()))(tree)
 
 
-def shard_batch(batch, mesh: Mesh):
+def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """The batch split over the devices along its leading axis; each process passes its own rows.
+
+    Args:
+        batch: pytree of [B, ...].
+        mesh: from `data_mesh`.
+
+    Returns:
+        The same as global arrays.
 
     Raises:
         ValueError: the number of rows is not a multiple of the number of devices.
@@ -48,7 +65,7 @@ def row_keys(key: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(rows))
 
 
-def varying(tree, axis_name: str | None):
+def varying(tree: PyTree, axis_name: str | None) -> PyTree:
     """The replicated tree marked as each device's own, so that its gradient is this device's share alone.
 
     Without it the gradient in shard_map comes back already summed, and a later mean is N times too large.
@@ -56,12 +73,28 @@ def varying(tree, axis_name: str | None):
     return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")
 
 
-def mean_over_devices(tree, axis_name: str | None):
-    """The mean of every leaf over the axis; the tree itself on one device or under jit."""
-    return tree if axis_name is None else jax.lax.pmean(tree, axis_name)
+def mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
+    """The mean of every inexact leaf over the axis; the tree itself on one device or under jit.
+
+    Counters, flags and keys keep their type: the largest over the devices, which all hold the same.
+    """
+    if axis_name is None:
+        return tree
+
+    def mean(leaf: jax.Array) -> jax.Array:
+        if jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return jax.lax.pmean(leaf, axis_name)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            data = mean(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+        if leaf.dtype == bool:
+            return jax.lax.pmax(leaf.astype(jnp.int8), axis_name).astype(bool)
+        return jax.lax.pmax(leaf, axis_name)
+
+    return jax.tree.map(mean, tree)
 
 
-def map_over_devices(body: Callable, mesh: Mesh | None, backend: Backend = "jit", *, donate: bool = True) -> Callable:
+def map_over_devices(body: Step, mesh: Mesh | None, backend: Backend = "jit", *, donate: bool = True) -> Step:
     """Compile body(state, batch, axis_name) -> (state, metrics) over the mesh; the result is called (state, batch).
 
     The state is replicated and the batch split along its leading axis. Under jit axis_name is None and the compiler
@@ -79,30 +112,31 @@ def map_over_devices(body: Callable, mesh: Mesh | None, backend: Backend = "jit"
     Raises:
         ValueError: unknown backend; no mesh for shard_map or pmap.
     """
-    if backend not in ("jit", "shard_map", "pmap"):
-        raise ValueError(f"backend must be 'jit', 'shard_map' or 'pmap', got {backend!r}")
+    checks.one_of("backend", backend, BACKENDS)
     if mesh is None and backend != "jit":
         raise ValueError(f"mesh must be given for backend {backend!r}, got None; make one with data_mesh()")
     donated = (0,) if donate else ()
+    on_axis: Step = lambda state, batch: body(state, batch, AXIS)
+    if mesh is None:
+        return jax.jit(lambda state, batch: body(state, batch, None), donate_argnums=donated)
     if backend == "jit":
-        shardings = {}
-        if mesh is not None:
-            whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-            shardings = {"in_shardings": (whole, split), "out_shardings": (whole, whole)}
-        return jax.jit(lambda state, batch: body(state, batch, None), donate_argnums=donated, **shardings)
-    if backend == "shard_map":
-        mapped = jax.shard_map(
-            lambda state, batch: body(state, batch, AXIS), mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P())
+        whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
+        compiled = jax.jit(
+            lambda state, batch: body(state, batch, None),
+            donate_argnums=donated,
+            in_shardings=(whole, split),
+            out_shardings=(whole, whole),
         )
+        return compiled
+    if backend == "shard_map":
+        mapped = jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P()))
         return jax.jit(mapped, donate_argnums=donated)
-    devices = list(mesh.devices.flat)
+    return _pmapped(on_axis, list(mesh.devices.flat))
+
+
+def _pmapped(on_axis: Step, devices: list[jax.Device]) -> Step:
+    """The body under pmap, called with whole batches."""
     # in_axes and out_axes None: the state stays unstacked, one format for checkpoints of all backends
-    mapped = jax.pmap(
-        lambda state, batch: body(state, batch, AXIS),
-        axis_name=AXIS,
-        in_axes=(None, 0),
-        out_axes=None,
-        devices=devices,
-    )
+    mapped = jax.pmap(on_axis, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
     stack = lambda leaf: leaf.reshape(len(devices), leaf.shape[0] // len(devices), *leaf.shape[1:])
     return lambda state, batch: mapped(state, jax.tree.map(stack, batch))

@@ -1,0 +1,220 @@
+"""Penalties as values: each is a function (f, x, y, keys) -> (f(x), mean, norms), to be made once and handed around.
+
+    penalty = on_part(1 / 4, projected(num_projections=3, probe="orthonormal"))
+    loss = training.classification_loss(apply, penalty=penalty, lambda_jr=0.01)
+
+`mean` is the batch mean that a loss adds (lambda_jr / 2) times, `norms` [m] are the penalised samples' values without a
+gradient, for statistics. Any function of these arguments is a penalty too.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from jacreg_jax import checks
+from jacreg_jax.mean_norm import mean_exact, mean_projected
+from jacreg_jax.penalty import on_random_rows, value_and
+from jacreg_jax.probes import PROBES, Probe
+from jacreg_jax.types import Apply, Function, PyTree
+
+Penalty: TypeAlias = Callable[..., tuple[Any, jax.Array, jax.Array]]  # (f, x, y, keys) -> (f(x), mean, norms)
+
+
+@dataclasses.dataclass(frozen=True)
+class BoundModel:
+    """A model at the parameters of this step, model(x) -> (output, model_state): the f that a train step penalises.
+
+    Attributes:
+        apply: (params, model_state, x, key) -> (output, model_state).
+        params: of this step.
+        model_state: such as BatchNorm's statistics; {} where there is none.
+        key: of this step, for dropout and the like.
+    """
+
+    apply: Apply
+    params: PyTree
+    model_state: PyTree
+    key: Any
+
+    def __call__(self, x: PyTree) -> tuple[Any, Any]:
+        """(output, new model_state)."""
+        output, model_state = self.apply(self.params, self.model_state, x, self.key)
+        return output, model_state
+
+    def output(self, x: PyTree) -> Any:
+        """The output alone: a function of x as penalties by hand, relatives and attacks take it."""
+        return self(x)[0]
+
+
+def projected(num_projections: int = 1, probe: Probe = "sphere", chunk_size: int | None = None) -> Penalty:
+    """The mean of ||J||_F^2 estimated by n random projections, (1/n) sum_mu ||J^T v_mu||^2; a step costs 1 + n.
+
+    Args:
+        num_projections: n.
+        probe: "sphere" (the paper), "orthonormal", "rademacher" or "gaussian"; see `projected_frobenius_sq`.
+        chunk_size: projections at once; see `mean_norm.accumulated_mean`.
+
+    Returns:
+        A penalty.
+
+    Raises:
+        ValueError: num_projections or chunk_size below 1, or no integers; unknown probe.
+
+    Example:
+        >>> f, x = lambda x: 3 * x, jnp.ones((2, 4))
+        >>> z, mean, norms = projected(2)(f, x, None, jax.random.key(0))
+        >>> round(float(mean), 3), norms.shape
+        (36.0, (2,))
+
+    Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Algorithm 1.
+    """
+    checks.count("num_projections", num_projections)
+    checks.optional_count("chunk_size", chunk_size)
+    checks.one_of("probe", probe, PROBES)
+    reduce = partial(mean_projected, num_projections=num_projections, probe=probe, chunk_size=chunk_size)
+    return partial(_penalise, reduce)
+
+
+def exact(chunk_size: int | None = None) -> Penalty:
+    """The mean of the exact ||J||_F^2 = sum_c ||J^T e_c||^2 over all C basis vectors; a step costs about 1 + C.
+
+    Args:
+        chunk_size: basis vectors at once; see `mean_norm.accumulated_mean`.
+
+    Returns:
+        A penalty; it draws nothing from keys.
+
+    Raises:
+        ValueError: chunk_size below 1, or no integer.
+
+    Example:
+        >>> z, mean, norms = exact()(lambda x: 3 * x, jnp.ones((2, 4)), None, None)
+        >>> float(mean)
+        36.0
+    """
+    checks.optional_count("chunk_size", chunk_size)
+    return partial(_penalise, lambda z, vjp, x, key: mean_exact(z, vjp, x, chunk_size=chunk_size))
+
+
+def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
+    """A penalty from any per-sample function, such as one of `relatives`: its mean over the batch.
+
+    Args:
+        function: (f, x, ...) -> [B]; an argument named y gets the labels, one named key the keys of the rows.
+        **options: its other arguments.
+
+    Returns:
+        A penalty.
+
+    Raises:
+        TypeError: function is not callable, or its arguments do not fit.
+
+    Example:
+        >>> from jacreg_jax import relatives
+        >>> quiet = of(relatives.noise_consistency, sigma=0.1)
+        >>> z, mean, norms = quiet(lambda x: 3 * x, jnp.ones((2, 4)), None, jax.random.key(0))
+        >>> norms.shape
+        (2,)
+    """
+    if not callable(function):
+        raise TypeError(f"function must be callable as (f, x, ...) -> [B], got {type(function).__name__}")
+    names = [name for name in ("y", "key") if name in inspect.signature(function).parameters]
+    inspect.signature(function).bind(None, None, **dict.fromkeys(names) | options)  # TypeError names what is missing
+
+    def penalty(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
+        given = {name: {"y": y, "key": keys}[name] for name in names if name not in options}
+        norms = function(_output(f), x, **given, **options)
+        return f(x), jnp.mean(norms), jax.lax.stop_gradient(norms)  # XLA merges the two forward passes
+
+    return penalty
+
+
+def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
+    """A penalty on a random part of the batch, drawn anew in each step; a step costs 1 + n * fraction.
+
+    Args:
+        fraction: share of the batch, in (0, 1]; at least one sample is penalised.
+        penalty: on that part; None: `projected()`.
+
+    Returns:
+        A penalty.
+
+    Raises:
+        ValueError: fraction outside (0, 1].
+
+    Example:
+        >>> z, mean, norms = on_part(0.5)(lambda x: 3 * x, jnp.ones((4, 4)), None, jax.random.key(0))
+        >>> z.shape, norms.shape
+        ((4, 4), (2,))
+    """
+    checks.fraction("fraction", fraction, one=True)
+    inner = projected() if penalty is None else penalty
+
+    def part(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
+        if not isinstance(f, BoundModel):
+            value, found = on_random_rows(fraction, lambda x, keys, y: _split(inner(f, x, y, keys)), f, x, keys, y)
+            return value, *found
+        # a state is the whole batch's: the model is called on all rows, and once more on the part
+        if jax.tree.leaves(f.model_state):
+            penalise = lambda x, keys, y: _split(inner(f, x, y, keys))
+            value, found = on_random_rows(fraction, penalise, f, x, keys, y, needs_whole=True)
+            return value, *found
+
+        def of_output(x: PyTree, keys: Any, y: PyTree) -> tuple[Any, Any]:
+            (z, _), mean, norms = inner(f, x, y, keys)
+            return z, (mean, norms)
+
+        z, found = on_random_rows(fraction, of_output, f.output, x, keys, y)
+        return (z, f.model_state), *found
+
+    return part
+
+
+def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
+    """A penalty of another form of the model at the same parameters, at the cost of one more forward pass.
+
+    With BatchNorm, `of_model(models.batch_statistics_mode(module))` leaves out the terms that train-mode statistics
+    carry from one sample to another.
+
+    Args:
+        apply: (params, model_state, x, key) -> (output, model_state), such as `models.batch_statistics_mode(module)`.
+        penalty: of that model; None: `projected()`.
+
+    Returns:
+        A penalty for the losses of `training`.
+
+    Raises:
+        TypeError: in a call, f is not the model of a train step.
+    """
+    if not callable(apply):
+        raise TypeError(f"apply must be callable as (params, model_state, x, key), got {type(apply).__name__}")
+    inner = projected() if penalty is None else penalty
+
+    def other(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
+        if not isinstance(f, BoundModel):
+            raise TypeError(f"f must be the BoundModel of a train step for of_model(...), got {type(f).__name__}")
+        _, mean, norms = inner(dataclasses.replace(f, apply=apply), x, y, keys)
+        return f(x), mean, norms
+
+    return other
+
+
+def _penalise(reduce: Any, f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
+    """The penalty of a reduction of (z, vjp, x, keys) to (mean, norms); labels do not matter."""
+    del y
+    value, (mean, norms) = value_and(reduce, f, x, keys, has_aux=isinstance(f, BoundModel))
+    return value, mean, norms
+
+
+def _split(found: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
+    value, mean, norms = found
+    return value, (mean, norms)
+
+
+def _output(f: Function) -> Function:
+    return f.output if isinstance(f, BoundModel) else f

@@ -1,0 +1,81 @@
+"""A pytree of arrays [B, ...] as one matrix [B, size], and sums over its rows."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jacreg_jax.types import Array, Float, PyTree
+
+
+class Rows:
+    """How a pytree of arrays [B, ...] lies in one matrix [B, size].
+
+    Args:
+        tree: real floating point arrays [B, ...], or their shapes.
+        name: of the argument, for messages.
+        batch: B where it is known already.
+
+    Raises:
+        TypeError: a leaf is not an array, or not real floating point.
+        ValueError: no leaf, leading sizes that differ, or an empty batch.
+    """
+
+    def __init__(self, tree: PyTree, name: str, batch: int | None = None):
+        self.leaves, self.treedef = jax.tree.flatten(tree)
+        if not self.leaves:
+            raise ValueError(f"{name} holds no array")
+        for leaf in self.leaves:
+            if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+                got = type(tree).__name__ if leaf is tree else f"a {type(tree).__name__} of {type(leaf).__name__}"
+                raise TypeError(f"{name} must be an array or a pytree of arrays, got {got}")
+            if not jnp.issubdtype(leaf.dtype, jnp.floating):
+                raise TypeError(f"{name} must be real floating point to be differentiated, got {leaf.dtype}")
+        shapes = [leaf.shape for leaf in self.leaves]
+        batches = {shape[0] if shape else None for shape in shapes} | ({batch} if batch is not None else set())
+        if len(batches) != 1 or None in batches:
+            wanted = "one leading batch axis" if batch is None else f"the batch size of x, {batch}, in front"
+            raise ValueError(f"{name} must have {wanted}, got shapes {shapes}")
+        self.batch = int(shapes[0][0])
+        if self.batch == 0:
+            raise ValueError(f"{name} must hold at least one sample, got shapes {shapes}")
+        self.sizes = [math.prod(shape[1:]) for shape in shapes]
+        self.size = sum(self.sizes)
+
+    def unravel(self, rows: Float[Array, "B size"]) -> Any:
+        """[B, size] -> the pytree."""
+        parts, start = [], 0
+        for leaf, size in zip(self.leaves, self.sizes, strict=True):
+            part = rows[:, start : start + size].reshape(leaf.shape).astype(leaf.dtype)
+            parts.append(part + jnp.zeros_like(leaf))  # inside shard_map: marks a constant as varying where the leaf is
+            start += size
+        return jax.tree.unflatten(self.treedef, parts)
+
+    def unit(self, index: Array) -> Any:
+        """The unit vector e_index in every row, as the pytree; zero where index is size or more."""
+        e = (jnp.arange(self.size) == index).astype(jnp.zeros(()).dtype)
+        return self.unravel(jnp.broadcast_to(e, (self.batch, self.size)))
+
+
+def batch_size(x: PyTree) -> int:
+    """B of a pytree of float arrays [B, ...]; TypeError or ValueError where x is not one."""
+    return Rows(x, "x").batch
+
+
+def sum_sq(tree: PyTree) -> Float[Array, " B"]:
+    """Per-sample sum of squares, at least in float32; never a norm, whose gradient at 0 is NaN."""
+    total: Any = 0.0
+    for leaf in jax.tree.leaves(tree):
+        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        total = total + jnp.sum(wide**2, axis=tuple(range(1, leaf.ndim)))
+    return total
+
+
+def chunked(directions: Array, chunk_size: int, fill_value: int = 0) -> Array:
+    """[k, ...] as [chunks, chunk_size, ...], filled up with fill_value."""
+    chunk_size = max(1, min(chunk_size, len(directions)))
+    fill = -len(directions) % chunk_size
+    pads = ((0, fill),) + ((0, 0),) * (directions.ndim - 1)
+    directions = jnp.pad(directions, pads, constant_values=fill_value)
+    return directions.reshape(len(directions) // chunk_size, chunk_size, *directions.shape[1:])

@@ -1,0 +1,268 @@
+"""Losses for a train step: a supervised objective plus (lambda_jr / 2) mean ||J||_F^2 (Eq. 5), any model, any penalty.
+
+    loss = classification_loss(train_mode(module), penalty=penalties.projected(), lambda_jr=0.01)
+    value, (model_state, metrics) = loss(params, state, batch, keys)
+
+`accumulation.lazily` and `accumulation.in_parts` wrap such a loss from outside. An objective is a function
+(z, batch) -> (losses [B], metrics {name: [B]}): write one, and `supervised_loss` trains it.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jacreg_jax import checks, deprecation, keys as streams
+from jacreg_jax.penalties import BoundModel, Penalty, projected
+from jacreg_jax.penalty import joint_loss
+from jacreg_jax.types import Apply, Array, Float, PyTree
+
+Batch: TypeAlias = Mapping[str, Any]
+Objective: TypeAlias = Callable[[Any, Batch], tuple[Array, dict[str, Array]]]  # (z, batch) -> (losses [B], metrics)
+
+
+@dataclasses.dataclass(frozen=True)
+class JointLoss:
+    """mean of the objective + (lambda_jr / 2) penalty: a loss for `training.make_train_step`.
+
+    Made by `classification_loss` and its siblings, which say what the fields are.
+    """
+
+    apply: Apply
+    objective: Objective
+    penalty: Penalty
+    lambda_jr: Any
+    preprocess: Callable[[Any], Any]
+    perturb: Callable[..., Any] | None
+    input_name: str
+    penalty_times: float = 1  # by `lazily`
+
+    def __call__(self, params: PyTree, state: Any, batch: Batch, keys: Array) -> tuple[Array, tuple[Any, Any]]:
+        """(loss, (model_state, metrics)); metrics have one value for each sample."""
+        model = BoundModel(self.apply, params, state.model_state, streams.model_key(keys))
+        x, y = self.preprocess(self._raw_input(model, batch, keys)), batch.get("label")
+        z, model_state, penalty, norms = self._forward(model, x, y, keys)
+        losses, metrics = self.objective(z, batch)
+        metrics |= norms
+        supervised = jnp.mean(losses * batch["weight"] if "weight" in batch else losses)
+        coefficient = self.lambda_jr(state.step) if callable(self.lambda_jr) else self.lambda_jr
+        value = joint_loss(supervised, self.penalty_times * penalty, lambda_jr=coefficient)
+        return value, (model_state, metrics)
+
+    def with_penalty_times(self, times: float) -> "JointLoss":
+        """The same with another weight of the penalty; itself where there is none."""
+        return self if self._is_plain else dataclasses.replace(self, penalty_times=times)
+
+    @property
+    def _is_plain(self) -> bool:
+        return isinstance(self.lambda_jr, (int, float)) and self.lambda_jr == 0
+
+    def _raw_input(self, model: BoundModel, batch: Batch, keys: Array) -> Any:
+        raw = batch[self.input_name]
+        if self.perturb is None:
+            return raw
+        raw_model = lambda raw: model.output(self.preprocess(raw))
+        return jax.lax.stop_gradient(self.perturb(raw_model, raw, batch.get("label"), keys))
+
+    def _forward(self, model: BoundModel, x: Any, y: Any, keys: Array) -> tuple[Any, Any, Any, dict[str, Array]]:
+        """(z, model_state, penalty, metrics of the penalty)."""
+        if self._is_plain:
+            return *model(x), 0.0, {}
+        if self.penalty_times:
+            (z, model_state), penalty, norms = self.penalty(model, x, y, keys)
+            return z, model_state, penalty, {"penalty": norms}
+        norms = jax.eval_shape(lambda: self.penalty(model, x, y, keys)[2])
+        return *model(x), 0.0, {"penalty": jnp.full(norms.shape, jnp.nan, norms.dtype)}
+
+
+def supervised_loss(
+    apply: Apply,
+    objective: Objective,
+    *,
+    penalty: Penalty | None = None,
+    lambda_jr: Any = 0.0,
+    preprocess: Callable[[Any], Any] | None = None,
+    perturb: Callable[..., Any] | None = None,
+    input_name: str = "image",
+) -> JointLoss:
+    """L = (1/B) sum_b w_b l_b + (lambda_jr / 2) mean ||J||_F^2 (Eq. 5) for any objective l.
+
+    Args:
+        apply: (params, model_state, x, key) -> (z, model_state) in train mode, as `models.train_mode` makes it. It is
+            called once: supervised and penalty branch share the dropout mask.
+        objective: (z, batch) -> (losses [B], metrics {name: [B]}).
+        penalty: from `penalties`; None: `projected()`, the paper's.
+        lambda_jr: coefficient of at least 0, or a schedule of the step such as `schedules.lambda_ramp`; 0 leaves the
+            penalty out of the program.
+        preprocess: raw batch[input_name] -> the space of the network's input, where the Jacobian is taken.
+        perturb: (f, image, label, keys) -> image in raw units, f: raw image -> z with the same parameters and dropout
+            mask; adversarial training. No gradient flows through it.
+        input_name: of the input in the batch.
+
+    Returns:
+        loss(params, state, batch, keys) -> (loss, (model_state, metrics)) for `make_train_step`. batch is a dict of
+        arrays [B, ...]; where it has "weight" [B], the loss of each sample is multiplied by it. Metrics have one value
+        for each sample, "penalty" one for each that is penalised; the train step takes the means.
+
+    Raises:
+        TypeError: apply, objective, penalty, preprocess or perturb cannot be called.
+        ValueError: lambda_jr negative or not finite.
+
+    Example:
+        >>> huber = lambda z, batch: (optax.huber_loss(z[:, 0], batch["label"]), {})
+        >>> apply = lambda params, state, x, key: (x @ params, state)
+        >>> loss = supervised_loss(apply, huber, lambda_jr=0.1)
+
+    Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Eq. 5.
+    """
+    penalty = projected() if penalty is None else penalty
+    preprocess = (lambda raw: raw) if preprocess is None else preprocess
+    functions = {"apply": apply, "objective": objective, "penalty": penalty, "preprocess": preprocess}
+    for name, function in functions.items() | ({("perturb", perturb)} if perturb is not None else set()):
+        if not callable(function):
+            raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+    if not callable(lambda_jr):
+        checks.non_negative("lambda_jr", lambda_jr)
+    return JointLoss(apply, objective, penalty, lambda_jr, preprocess, perturb, input_name)
+
+
+def classification_loss(apply: Apply, *, label_smoothing: float = 0.0, **options: Any) -> Any:
+    """Cross-entropy plus (lambda_jr / 2) mean ||J||_F^2 (Eq. 5), as a loss for the train step.
+
+    Labels are integers of the logits' leading shape, [B] for logits [B, C] and [B, T] for token logits [B, T, V], or
+    distributions of the logits' own shape. Of tokens, the loss of a sample is the mean over those that batch["mask"]
+    [B, T] marks, or over all.
+
+    Args:
+        apply: as for `supervised_loss`.
+        label_smoothing: a, the labels are (1 - a) one-hot + a / C.
+        **options: penalty, lambda_jr, preprocess, perturb, input_name, as for `supervised_loss`.
+
+    Returns:
+        As `supervised_loss`; the metrics are cross_entropy, accuracy, and penalty.
+
+    Raises:
+        TypeError, ValueError: as `supervised_loss`; label_smoothing outside [0, 1). In a call: labels of another shape.
+
+    Example:
+        >>> apply = lambda params, state, x, key: (x @ params, state)
+        >>> loss = classification_loss(apply, lambda_jr=0.01)
+
+    Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Eq. 5.
+    """
+    checks.fraction("label_smoothing", label_smoothing, zero=True)
+    options, wrap = deprecation.loss_options(options)
+    objective = lambda z, batch: cross_entropy(z, batch, label_smoothing=label_smoothing)
+    return wrap(supervised_loss(apply, objective, **options))
+
+
+def regression_loss(apply: Apply, **options: Any) -> JointLoss:
+    """Squared error ||z - y||^2 of each sample plus (lambda_jr / 2) mean ||J||_F^2.
+
+    Args:
+        apply: as for `supervised_loss`; z may have any shape [B, ...].
+        **options: as for `supervised_loss`. batch["label"] has the shape of z.
+
+    Returns:
+        As `supervised_loss`; the metrics are squared_error and penalty.
+
+    Raises:
+        TypeError, ValueError: as `supervised_loss`. In a call: labels of another shape.
+
+    Example:
+        >>> loss = regression_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01, input_name="x")
+    """
+    return supervised_loss(apply, squared_error, **options)
+
+
+def multi_label_loss(apply: Apply, **options: Any) -> JointLoss:
+    """Binary cross-entropy summed over C independent labels plus (lambda_jr / 2) mean ||J||_F^2.
+
+    Args:
+        apply: as for `supervised_loss`; logits [B, C], or one logit [B] or [B, 1] for two classes.
+        **options: as for `supervised_loss`. batch["label"] has the shape of the logits, each entry in [0, 1].
+
+    Returns:
+        As `supervised_loss`; the metrics are cross_entropy, accuracy (share of labels that are right) and penalty.
+
+    Raises:
+        TypeError, ValueError: as `supervised_loss`. In a call: labels of another shape.
+
+    Example:
+        >>> loss = multi_label_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
+    """
+    return supervised_loss(apply, binary_cross_entropy, **options)
+
+
+# objectives: (z, batch) -> (losses [B], metrics {name: [B]})
+
+
+def cross_entropy(
+    z: Float[Array, "B *T C"], batch: Batch, *, label_smoothing: float = 0.0
+) -> tuple[Float[Array, " B"], dict[str, Array]]:
+    """-sum_c y_c log softmax(z)_c of every sample; see `classification_loss`."""
+    label, z = _label(batch), _wide(z)
+    if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
+        soft, hard = label, jnp.argmax(label, -1)
+    elif jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
+        soft, hard = None, label
+    else:
+        raise ValueError(
+            f"label must be integers of shape {z.shape[:-1]} or distributions of shape {z.shape}, for logits of shape "
+            f"{z.shape}; got {label.dtype}{list(label.shape)}"
+        )
+    if label_smoothing:
+        soft = jax.nn.one_hot(hard, z.shape[-1], dtype=z.dtype) if soft is None else soft
+        soft = optax.smooth_labels(soft, label_smoothing)
+    if soft is None:
+        losses = optax.softmax_cross_entropy_with_integer_labels(z, hard)
+    else:
+        losses = optax.softmax_cross_entropy(z, soft)
+    hits = jnp.argmax(z, -1) == hard
+    losses, hits = (_mean_of_sample(values, batch.get("mask")) for values in (losses, hits))
+    return losses, {"cross_entropy": losses, "accuracy": hits}
+
+
+def squared_error(z: Float[Array, "B *S"], batch: Batch) -> tuple[Float[Array, " B"], dict[str, Array]]:
+    """||z - y||^2 of every sample; see `regression_loss`."""
+    label = _label(batch, z.shape)
+    losses = jnp.sum((_wide(z) - label).reshape(len(z), -1) ** 2, axis=1)
+    return losses, {"squared_error": losses}
+
+
+def binary_cross_entropy(z: Float[Array, "B *C"], batch: Batch) -> tuple[Float[Array, " B"], dict[str, Array]]:
+    """-sum_c (y_c log s(z_c) + (1 - y_c) log s(-z_c)) with the sigmoid s; see `multi_label_loss`."""
+    label, z = _label(batch, z.shape), _wide(z)
+    losses = optax.sigmoid_binary_cross_entropy(z, label.astype(z.dtype)).reshape(len(z), -1).sum(1)
+    hits = _mean_of_sample((z > 0) == (label > 0.5), None)
+    return losses, {"cross_entropy": losses, "accuracy": hits}
+
+
+def _label(batch: Batch, shape: tuple[int, ...] | None = None) -> Array:
+    if "label" not in batch:
+        raise ValueError(f"batch must hold 'label', got {sorted(batch)}")
+    label = jnp.asarray(batch["label"])
+    if shape is not None and label.shape != shape:
+        raise ValueError(f"label must have the shape of the output, {shape}, got {label.shape}")
+    return label
+
+
+def _wide(z: Array) -> Array:
+    """At least in float32."""
+    return z.astype(jnp.promote_types(z.dtype, jnp.float32))
+
+
+def _mean_of_sample(values: Array, mask: Any) -> Array:
+    """[B, ...] -> [B]: the mean over the positions that the mask marks, or over all."""
+    if values.ndim == 1:
+        return values
+    values, axes = values.astype(jnp.promote_types(values.dtype, jnp.float32)), tuple(range(1, values.ndim))
+    if mask is None:
+        return jnp.mean(values, axis=axes)
+    if mask.shape != values.shape:
+        raise ValueError(f"mask must have shape {values.shape}, one entry for each position, got {mask.shape}")
+    mask = mask.astype(values.dtype)
+    return jnp.sum(jnp.where(mask > 0, values, 0) * mask, axis=axes) / jnp.maximum(jnp.sum(mask, axis=axes), 1)
