@@ -1,27 +1,22 @@
-"""python -m experiments NAME [options]: every module here with a `Config` and a `run` is an experiment."""
+"""python -m experiments NAME [options]: every file of paper/ and beyond/ with a Config, and the demo.
+
+A file of your own is one too: JACREG_EXPERIMENTS names folders of them, separated as in PATH.
+"""
 
 import dataclasses
-import importlib
 import os
-import pkgutil
 import sys
 from pathlib import Path
 
 import tyro
 
-import experiments
-
-
-def names() -> list[str]:
-    """Names of the modules that define Config and run."""
-    modules = (m.name for m in pkgutil.iter_modules(experiments.__path__) if not m.name.startswith("_"))
-    sources = {name: Path(experiments.__path__[0], f"{name}.py") for name in modules}
-    return sorted(n for n, path in sources.items() if path.exists() and "\ndef run(" in path.read_text())
+from experiments import catalogue
+from experiments.catalogue import names
 
 
 def parse(name: str, arguments: list[str]):
-    """The frozen Config of experiment `name`, its defaults the paper's; --quick starts from the module's QUICK."""
-    module = importlib.import_module(f"experiments.{name}")
+    """The module of an experiment and its frozen Config, the paper's by default; --quick starts from its QUICK."""
+    module = catalogue.load(name)
     default = module.Config()
     if "--quick" in arguments:
         default = dataclasses.replace(default, **module.QUICK)
@@ -30,18 +25,27 @@ def parse(name: str, arguments: list[str]):
     return module, tyro.cli(module.Config, args=arguments, default=default, prog=program, description=module.__doc__)
 
 
+def run(module, config):
+    """What the module does with the configuration: its own `run`, or all of its cells."""
+    if hasattr(module, "run"):
+        return module.run(config)
+    from experiments.lab.cells import fill
+
+    return fill(module.cells(config), config)
+
+
 def main():
     """Run the experiment that the command line names."""
     listing = "experiments: " + ", ".join(names())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
-        print(f"{__doc__}\n\n{listing}\n\nOptions of one: python -m experiments NAME --help")
+        print(f"{__doc__}\n{listing}\n\nOptions of one: python -m experiments NAME --help")
         return
     if sys.argv[1] not in names():
         sys.exit(f"unknown experiment {sys.argv[1]!r}; {listing}")
     module, config = parse(sys.argv[1], sys.argv[2:])
     prepare_process()
     try:
-        module.run(config)
+        run(module, config)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:  # a failed download is an OSError
         if os.environ.get("JACREG_TRACEBACK"):
             raise

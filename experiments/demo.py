@@ -16,8 +16,11 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import plots, record, report, runner
-from jacreg_jax import attacks, datasets, decision_cells, evaluation, exact_frobenius_sq, training
+from experiments import RESULTS, RUNS
+from experiments.lab import record, runner
+from experiments.lab.batches import reshuffled
+from experiments.page import plots, results
+from jacreg_jax import attacks, datasets, decision_cells, evaluation, penalties, training
 from jacreg_jax.models import LeNet, initialize, predictor, train_mode
 
 
@@ -80,25 +83,19 @@ def train(config: Config, lambda_jr: float, data):
     state = training.init_state(params, optimizer, jax.random.key(config.seed + 1), model_state)
     loss = training.classification_loss(
         train_mode(module),
+        penalty=penalties.projected(config.num_projections),
         lambda_jr=lambda_jr,
-        num_projections=config.num_projections,
         preprocess=datasets.MNIST.normalize,
     )
     steps = training.make_train_steps(loss, optimizer)
-    order = partial(runner.batch_indices, config.seed, batch_size=config.batch_size, num_samples=len(data["label"]))
+    order = partial(reshuffled, config.seed, batch_size=config.batch_size, num_samples=len(data["label"]))
     label = f"lambda_jr = {lambda_jr:g}"
     state, history = runner.train(steps, state, data, order, num_steps=config.num_steps, label=label)
     return module, state.params, history[-1]
 
 
-def noise_attack(f, x, y, keys, sigma):
-    """White noise of standard deviation sigma."""
-    return attacks.white_noise(f, x, y, keys, sigma=sigma)
-
-
-def pgd_attack(f, x, y, keys, epsilon):
-    """PGD in an L-infinity ball, 40 steps of 1/255 without random start."""
-    return attacks.pgd(f, x, y, keys, epsilon=epsilon, step_size=1 / 255, num_steps=40)
+# in an L-infinity ball, 40 steps of 1/255 without random start
+PGD = partial(attacks.pgd, step_size=1 / 255, num_steps=40)
 
 
 def evaluate(config: Config, module, params, images, labels) -> dict:
@@ -108,15 +105,15 @@ def evaluate(config: Config, module, params, images, labels) -> dict:
     raw_f = predictor(module, params, preprocess=datasets.MNIST.normalize)
     few = images[: config.num_attacked], labels[: config.num_attacked]
 
-    def survivors(attack, size):
-        return 1 - float(evaluation.run_attack(attack, raw_f, *few, key, size, batch_size=250).success.mean())
+    def survivors(attack, **size):
+        return 1 - float(evaluation.run_attack(attack, raw_f, *few, key, batch_size=250, **size).success.mean())
 
-    norms = evaluation.jacobian_norms(exact_frobenius_sq, f, datasets.MNIST.normalize(images))
+    norms = evaluation.jacobian_norms(f, datasets.MNIST.normalize(images))
     return {
         "accuracy": evaluation.accuracy(raw_f, images, labels),
         "jacobian_norm": evaluation.norm_summary(norms),
-        "noise": {f"{sigma:g}": survivors(noise_attack, sigma) for sigma in config.sigmas},
-        "pgd": {f"{round(255 * epsilon)}/255": survivors(pgd_attack, epsilon) for epsilon in config.epsilons},
+        "noise": {f"{sigma:g}": survivors(attacks.white_noise, sigma=sigma) for sigma in config.sigmas},
+        "pgd": {f"{round(255 * epsilon)}/255": survivors(PGD, epsilon=epsilon) for epsilon in config.epsilons},
     }
 
 
@@ -159,7 +156,7 @@ def run(config: Config) -> dict:
     start = time.perf_counter()
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data_dir", "commit")}
     if config.commit:
-        record.is_done(record.RESULTS / f"demo_{config.dataset}.json", settings)  # raises for another configuration's
+        record.is_done(RESULTS / f"demo_{config.dataset}.json", settings)  # raises for another configuration's
     images, labels = load(config, "train")
     test_images, test_labels = load(config, "test")
     data = {"image": images, "label": labels}
@@ -170,14 +167,14 @@ def run(config: Config) -> dict:
         models[name] = {"training": last, **evaluate(config, module, params, test_images, test_labels)}
     seconds = round(time.perf_counter() - start, 1)
     result = {"config": settings, "models": models, "environment": record.environment(), "seconds": seconds}
-    print("\n" + report.demo_table(result))
+    print("\n" + comparison(result))
 
     both_right = correct_by_all(trained, test_images[:100], test_labels[:100])
     chosen = int(np.argmax(both_right))
     drawing = figure(trained, test_images[chosen], test_labels[chosen], config.num_rays, config.resolution)
-    for folder in [record.RUNS / "demo", *([record.RESULTS] if config.commit else [])]:
+    for folder in [RUNS / "demo", *([RESULTS] if config.commit else [])]:
         record.write_json(folder / f"demo_{config.dataset}.json", result)
-        record.save_figure(drawing, folder / f"demo_{config.dataset}.png")
+        plots.save(drawing, folder / f"demo_{config.dataset}.png")
         print(f"wrote {folder / f'demo_{config.dataset}.json'} and .png")
     plt.close(drawing)
     return result
@@ -190,3 +187,38 @@ def correct_by_all(trained: dict, images, labels) -> np.ndarray:
         for module, params in trained.values()
     ]
     return np.all([np.asarray(g == labels) for g in guesses], axis=0)
+
+
+def comparison(result: dict) -> str:
+    """The two models side by side, as a markdown table."""
+    models = result["models"]
+    percent = lambda values: [f"{100 * v:.1f} %" for v in values]
+    rows = [
+        ["clean accuracy", *percent(m["accuracy"] for m in models.values())],
+        ["norm of the Jacobian, ‖J‖_F", *(f"{results.norm(m):.2f}" for m in models.values())],
+    ]
+    for kind, label in (("noise", "accuracy, white noise sigma = "), ("pgd", "accuracy, PGD epsilon = ")):
+        for size in models["plain"][kind]:
+            rows.append([label + size, *percent(m[kind][size] for m in models.values())])
+    return results.table([f"LeNet', {result['config']['dataset']}", *models], rows)
+
+
+def both_datasets() -> str:
+    """Both data sets of the demo, each with the command that made it."""
+    parts = []
+    for name in ("digits", "mnist"):
+        result = results.read(f"demo_{name}")
+        if result is None:
+            parts.append(f"{name}: not run")
+            continue
+        config = result["config"]
+        parts.append(
+            f"`make demo DATASET={name}`: {config['num_steps']:,} steps of {config['batch_size']}, "
+            f"lambda_jr = {config['lambda_jr']:g}, one seed; noise and PGD on {config['num_attacked']} test images.\n\n"
+            + comparison(result)
+            + f"\n\n![Decision cells of both models around a test digit](experiments/results/demo_{name}.png)"
+        )
+    return "\n\n".join(parts)
+
+
+TABLES = {"demo": both_datasets}

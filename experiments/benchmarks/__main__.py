@@ -7,10 +7,11 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from experiments import plots, record
-from experiments.benchmarks import attack_cost, step_cost
+from experiments import RESULTS
+from experiments.benchmarks import attack_cost, page, step_cost
 from experiments.benchmarks.step_cost import VARIANTS, jax_case, scan_case, torch_case
 from experiments.benchmarks.torch_worker import Worker
+from experiments.lab import record
 from jacreg_jax import host_memory
 
 
@@ -51,22 +52,6 @@ def cases_of(model: str, config: Config, worker: Worker | None):
                 yield torch_case(worker, model, variant, size, compiled=True)
 
 
-def table(rows: list[dict]) -> str:
-    """Median milliseconds a step, the torch time over ours, and temporary memory."""
-    milliseconds = {(r["model"], r["variant"], r["framework"]): r["ms"] for r in rows}
-    lines = []
-    for r in rows:
-        torch = milliseconds.get((r["model"], r["variant"], "torch"))
-        plain = milliseconds.get((r["model"], "plain", r["framework"]))
-        ratio = f"{torch / r['ms']:.2f}" if torch else ""
-        memory = f"{r['temporary_bytes'] / 2**20:.0f}" if r["temporary_bytes"] else ""
-        seconds = "" if r["compile_seconds"] is None else f"{r['compile_seconds']:.1f}"
-        over_plain = f"{r['ms'] / plain:.2f}" if plain else ""
-        lines.append([r["model"], r["variant"], r["framework"], f"{r['ms']:.2f}", ratio, over_plain, memory, seconds])
-    header = ["model", "variant", "framework", "ms a step", "torch / this", "over plain", "temporary MiB", "compile s"]
-    return plots.table(header, lines)
-
-
 def main(config: Config):
     """Time every model in turn, then the attacks; print tables, write results/benchmark_NAME_BACKEND.json."""
     host_memory.keep_freed_memory()
@@ -76,11 +61,11 @@ def main(config: Config):
         bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False)
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
         rows = [case.row() for case in cases]
-        print(table(rows), flush=True)
+        print(page.step_table(rows), flush=True)
         write(model, rows, config)
     if config.attacks and worker:
         rows = attack_cost.measure(worker)
-        print(attack_cost.table(rows))
+        print(page.attack_table(rows))
         write("attacks", rows, config)
 
 
@@ -88,7 +73,7 @@ def write(name: str, rows: list[dict], config: Config):
     """One file a model: its ratios are of one run."""
     if config.save:
         settings = {"config": dataclasses.asdict(config), "environment": record.environment()}
-        path = record.RESULTS / f"benchmark_{name}_{jax.default_backend()}.json"
+        path = RESULTS / f"benchmark_{name}_{jax.default_backend()}.json"
         record.write_json(path, settings | {"rows": rows})
 
 

@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import plots
 from experiments.benchmarks.torch_worker import Worker
 from jacreg_jax import attacks
 from jacreg_jax.models import LeNet, initialize
@@ -30,7 +29,7 @@ def ours(f, x, y, steps: int) -> dict:
     """name -> function that runs the attack once."""
     key = jax.random.key(0)
     runs = {
-        "CW": partial(attacks.carlini_wagner, num_steps=steps, num_searches=1),
+        "CW": partial(attacks.carlini_wagner, num_steps=steps, binary_search_steps=1),
         "DDN": partial(attacks.ddn, num_steps=steps),
         # a ball so small that no sample is fooled and none stops early
         "APGD": partial(attacks.apgd, num_steps=steps, epsilon=1e-6),
@@ -78,10 +77,3 @@ def measure(worker: Worker, *, batch_size: int = 256, steps: int = 40, rounds: i
             seconds = inner if isinstance(inner, float) else time.perf_counter() - start
             times[case].append(1e3 * seconds / steps)
     return [{"framework": c[0], "attack": c[1], "ms": float(np.median(t)), "rounds": rounds} for c, t in times.items()]
-
-
-def table(rows: list[dict]) -> str:
-    """Milliseconds a step, and how many times slower than ours."""
-    own = {r["attack"]: r["ms"] for r in rows if r["framework"] == "jacreg_jax"}
-    lines = [[r["attack"], r["framework"], f"{r['ms']:.2f}", f"{r['ms'] / own[r['attack']]:.2f}"] for r in rows]
-    return plots.table(["attack", "framework", "ms a step", "this / ours"], sorted(lines))

@@ -14,11 +14,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from experiments import cost_tables, record
+from experiments import RESULTS
+from experiments.benchmarks import page
 from experiments.benchmarks.step_cost import Case, measure
-from jacreg_jax import exact_frobenius_sq, host_memory
-from jacreg_jax.cyclopropagation import TANH, penalty_and_gradient, perceptron
-from jacreg_jax.penalty import value_and_mean_frobenius_sq
+from experiments.lab import record
+from jacreg_jax import exact_frobenius_sq, host_memory, penalties
+from jacreg_jax.cyclopropagation import TANH, penalty_and_grad, perceptron
 
 SHAPES = {"2 layers of 200": (784, 200, 10), "4 layers of 200": (784, 200, 200, 200, 10), "wide": (784, 1000, 1000, 10)}
 
@@ -35,16 +36,16 @@ class Config:
 def forms():
     """Gradient of the mean penalty in the parameters, by name: (params, x, key) -> (penalty, gradient)."""
     by_autodiff = lambda penalty: jax.value_and_grad(penalty)
-    mean = lambda p, x, key, n: value_and_mean_frobenius_sq(lambda x: perceptron(p, x, TANH), x, key, num_projections=n)
+    mean = lambda penalty: lambda p, x, key: penalty(lambda x: perceptron(p, x, TANH), x, None, key)[1]
     return {
-        ("exact", "cyclopropagation"): lambda p, x, key: penalty_and_gradient(p, x),
-        ("exact", "cyclopropagation, one probe at a time"): lambda p, x, key: penalty_and_gradient(p, x, chunk_size=1),
+        ("exact", "cyclopropagation"): lambda p, x, key: penalty_and_grad(p, x),
+        ("exact", "cyclopropagation, one probe at a time"): lambda p, x, key: penalty_and_grad(p, x, chunk_size=1),
         ("exact", "reverse over reverse, all at once"): by_autodiff(
             lambda p, x, key: exact_frobenius_sq(lambda x: perceptron(p, x, TANH), x).mean()
         ),
-        ("exact", "reverse over reverse, accumulated"): by_autodiff(lambda p, x, key: mean(p, x, key, "exact")[1]),
-        ("n = 1", "cyclopropagation"): lambda p, x, key: penalty_and_gradient(p, x, key, num_projections=1),
-        ("n = 1", "reverse over reverse"): by_autodiff(lambda p, x, key: mean(p, x, key, 1)[1]),
+        ("exact", "reverse over reverse, accumulated"): by_autodiff(mean(penalties.exact())),
+        ("n = 1", "cyclopropagation"): lambda p, x, key: penalty_and_grad(p, x, key, num_projections=1),
+        ("n = 1", "reverse over reverse"): by_autodiff(mean(penalties.projected())),
     }
 
 
@@ -71,9 +72,9 @@ def main(config: Config):
     measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=lambda i: tqdm(i, leave=False))
     rows = [case.row() for case in cases]
     settings = {"config": dataclasses.asdict(config), "environment": record.environment()}
-    path = record.RESULTS / f"benchmark_cyclopropagation_{jax.default_backend()}.json"
+    path = RESULTS / f"benchmark_cyclopropagation_{jax.default_backend()}.json"
     record.write_json(path, settings | {"rows": rows})
-    print(cost_tables.cyclopropagation())
+    print(page.cyclopropagation())
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from experiments.benchmarks.torch_worker import Worker
-from jacreg_jax import training
+from jacreg_jax import penalties, training
 from jacreg_jax.models import DDNet, LeNet, ResNet18, initialize, train_mode
 from jacreg_jax.pooled_convolution import lax_conv_max_pool
 
@@ -57,6 +57,16 @@ def batch_for(model: str, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(size=(batch_size, *SHAPES[model])).astype(np.float32), rng.integers(0, 10, batch_size)
 
 
+def loss_of(module, variant: str):
+    """The library's loss of a variant."""
+    options = VARIANTS[variant]
+    n, share, period = (options.get(k, d) for k, d in (("num_projections", 1), ("sample_fraction", 1), ("lazy", 1)))
+    penalty = penalties.exact() if n == "exact" else penalties.projected(n)
+    penalty = penalties.on_part(share, penalty) if share < 1 else penalty
+    loss = training.classification_loss(train_mode(module), penalty=penalty, lambda_jr=0.01 if options else 0.0)
+    return training.lazily(period, loss) if period > 1 else loss
+
+
 def jax_case(model: str, variant: str, batch_size: int, *, plain_lax: bool = False) -> Case:
     """This library's own step (`plain_lax`: with XLA's convolution and pooling as flax writes them)."""
     module = MODELS[model](**(PLAIN_LAX[model] if plain_lax else {}))
@@ -64,8 +74,7 @@ def jax_case(model: str, variant: str, batch_size: int, *, plain_lax: bool = Fal
     batch = {"image": jnp.asarray(image), "label": jnp.asarray(label, jnp.int32)}
     params, model_state = initialize(module, jax.random.key(0), batch["image"][:1])
     optimizer = training.sgd(0.01)
-    options = VARIANTS[variant]
-    loss = training.classification_loss(train_mode(module), lambda_jr=0.01 if options else 0.0, **options)
+    loss = loss_of(module, variant)
     state = training.init_state(params, optimizer, jax.random.key(1), model_state)
     start = time.perf_counter()
     compiled = training.make_train_step(loss, optimizer).lower(state, batch).compile()
@@ -79,7 +88,7 @@ def jax_case(model: str, variant: str, batch_size: int, *, plain_lax: bool = Fal
 
     temporary = compiled.memory_analysis().temp_size_in_bytes
     name = "jax, lax convolutions" if plain_lax else "jacreg_jax"
-    return Case(model, variant, name, run, round(seconds, 2), temporary, options.get("lazy", 1))
+    return Case(model, variant, name, run, round(seconds, 2), temporary, VARIANTS[variant].get("lazy", 1))
 
 
 def scan_case(model: str, variant: str, batch_size: int, length: int) -> Case:
@@ -89,8 +98,7 @@ def scan_case(model: str, variant: str, batch_size: int, length: int) -> Case:
     data = {"image": jnp.asarray(image), "label": jnp.asarray(label, jnp.int32)}
     params, model_state = initialize(module, jax.random.key(0), data["image"][:1])
     optimizer = training.sgd(0.01)
-    options = VARIANTS[variant]
-    loss = training.classification_loss(train_mode(module), lambda_jr=0.01 if options else 0.0, **options)
+    loss = loss_of(module, variant)
     state = training.init_state(params, optimizer, jax.random.key(1), model_state)
     indices = jnp.asarray(np.random.default_rng(1).integers(0, len(label), (length, batch_size)), jnp.int32)
     start = time.perf_counter()

@@ -1,0 +1,1 @@
+"""The backbone: nothing here knows a table or a figure."""

@@ -1,0 +1,96 @@
+"""A cell: one file of results, models of one recipe by seed. `fill` trains and measures what the files lack."""
+
+import numbers
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from experiments.lab import record, zoo
+from experiments.lab.options import Options
+from experiments.lab.recipes import Recipe
+from experiments.lab.zoo import Model, Watch
+
+
+class Cell(NamedTuple):
+    """What one result file holds, and how it comes about."""
+
+    name: str  # of the file in the results folder, "table1/1-none"
+    recipe: Recipe
+    seeds: Sequence[int]
+    settings: dict  # what the numbers depend on beside recipe and seed
+    measure: Callable[[Model, int], dict]  # (model, seed) -> metrics
+    watch: Watch | None = None
+
+    def config(self) -> dict:
+        """As the file says it."""
+        return {"recipe": self.recipe.config()} | self.settings
+
+
+def fill(cells: Iterable[Cell], options: Options) -> dict[str, dict[str, dict]]:
+    """{cell: {seed: metrics}} of the seeds that the cells ask for; what the files lack is trained and measured.
+
+    Every metric stands beside the digest of the weights that it is of.
+    """
+    cells, found = list(cells), {}
+    beside = dict.fromkeys(cell.recipe for cell in cells)
+    for cell in cells:
+        path = Path(options.out) / f"{cell.name}.json"
+        check_weights(cell, path, options)
+
+        def compute(seeds, cell=cell):
+            for seed, model in zoo.train(cell.recipe, seeds, options, beside, cell.watch):
+                yield seed, cell.measure(model, seed) | {"weights": model.weights}
+
+        found[cell.name] = fill_file(path, cell.config(), cell.seeds, compute)
+    return found
+
+
+def fill_file(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> dict[str, dict]:
+    """{seed: metrics} of one file; says what was found, and whether anything was run for it."""
+    computed, seeds = [], list(seeds)
+
+    def noted(missing):
+        for seed, metrics in compute(missing):
+            computed.append(seed)
+            yield seed, metrics
+
+    models = record.fill(path, config, seeds, noted)["models"]
+    for seed in seeds:
+        print(f"{path.parent.name}/{path.stem}, seed {seed}: {brief(models[str(seed)])}")
+    if not computed:
+        print(f"read from {path}, nothing trained; --out FOLDER to run it")
+    return {str(seed): models[str(seed)] for seed in seeds}
+
+
+def check_weights(cell: Cell, path: Path, options: Options):
+    """That a result is of the models that lie in the runs folder, where both are there.
+
+    Raises:
+        ValueError: it is of other weights, such as a model that was trained once more.
+    """
+    models = record.read_result(path, cell.config())["models"]
+    for seed in cell.seeds:
+        file, written = zoo.model_path(cell.recipe, seed, options, cell.watch), models.get(str(seed), {}).get("weights")
+        if written and file.exists() and (here := zoo.load(file, cell.recipe.problem).weights) != written:
+            raise ValueError(
+                f"{path} holds seed {seed} with the weights {written}, and {file} is a model with others, {here}. "
+                "Choose another folder with --out, or remove one of the two"
+            )
+
+
+def brief(metrics: dict) -> str:
+    """One line of metrics: numbers as they are, the median of distances, the ends of a curve."""
+    parts = []
+    for name, value in metrics.items():
+        if isinstance(value, dict):
+            parts.append(f"{name} ({brief(value)})")
+        elif isinstance(value, numbers.Number):
+            parts.append(f"{name} {value:.4g}")
+        elif name == "distance":
+            parts.append(f"median distance {np.median([np.inf if v is None else v for v in value]):.3f}")
+        elif isinstance(value, list) and name != "steps" and value:
+            first, last = ({"": v} if not isinstance(v, dict) else v for v in (value[0], value[-1]))
+            parts.append(f"{name} {brief(first)} ... {brief(last)}")
+    return ", ".join(parts)

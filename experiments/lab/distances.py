@@ -1,0 +1,147 @@
+"""Fooling distances, found once for weights and an attack with its options, and shared by the experiments.
+
+All are L2 in raw pixels. An attack is data: a name, a function of `jacreg_jax.attacks` and its options.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from experiments.lab import record
+from experiments.lab.options import Options
+from experiments.lab.problems import MNIST_LENET, Problem, images
+from experiments.lab.zoo import Model
+from jacreg_jax import attacks, evaluation
+
+BLOCK = 250  # samples that are attacked at once and kept in one file
+
+
+@dataclasses.dataclass(frozen=True)
+class Attack:
+    """An attack by name, with what of its options is not the library's default."""
+
+    name: str
+    function: Callable
+    options: dict[str, Any] = dataclasses.field(default_factory=dict, hash=False)
+
+    def resolved(self) -> dict:
+        """The function and every option that its numbers depend on, defaults too."""
+        arguments = inspect.signature(self.function).parameters.values()
+        known = {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY and a.default is not a.empty}
+        named = {k: getattr(v, "__name__", v) for k, v in (known | self.options).items()}
+        return {"function": self.function.__name__, **named}
+
+    def config(self) -> dict:
+        """As a result is written; a name alone stands for the options of `paper` and `converged` on MNIST."""
+        usual = {attack.name: attack for attack in (*paper(MNIST_LENET), *converged())}
+        is_usual = self == usual.get(self.name)
+        return {"attack": self.name} | ({} if is_usual else {"options": self.resolved()})
+
+
+def paper(problem: Problem) -> tuple[Attack, ...]:
+    """The four of Figure S5."""
+    return (
+        Attack("white noise", attacks.white_noise_distance),
+        Attack("FGSM", attacks.fgsm_distance),
+        Attack("PGD", attacks.pgd_distance, {"epsilon": problem.pgd_radius}),
+        Attack("CW", attacks.carlini_wagner),
+    )
+
+
+def converged() -> tuple[Attack, ...]:
+    """Stronger ones than the paper's."""
+    return (
+        Attack("CW, 3 times the steps", attacks.carlini_wagner, {"num_steps": 3000}),
+        Attack("DDN", attacks.ddn, {"num_steps": 1000}),
+        Attack("FAB-T", attacks.fab, {"norm": "l2"}),
+    )
+
+
+def by_name(problem: Problem) -> dict[str, Attack]:
+    """All of them."""
+    return {attack.name: attack for attack in (*paper(problem), *converged())}
+
+
+def measure(model: Model, seed: int, *, attack: Attack, num_samples: int, options: Options) -> dict:
+    """`find` as a result holds it."""
+    found = find(model, seed, attack, num_samples, options)
+    return {"distance": record.as_json(found["distance"]), "steps": found["steps"].tolist()}
+
+
+def find(model: Model, seed: int, attack: Attack, num_samples: int, options: Options) -> dict[str, np.ndarray]:
+    """{"distance": L2 [N], "steps": [N]} of an attack on the first N test samples; +inf where it never fooled.
+
+    Every finished block of samples is kept in the runs folder by weights, attack and options, so that a killed attack
+    goes on from there, and other weights or options never meet what was found for these.
+    """
+    config = {"weights": model.weights, "problem": model.problem.name, "seed": seed, "attack": attack.resolved()}
+    folder = Path(options.runs) / "attacks" / record.digest(config)
+    _tell_of_old(Path(options.runs) / "attacks")
+    test = images(model.problem, "test", options.data_dir)
+    starts = range(0, min(num_samples, len(test["label"])), BLOCK)
+    parts = []
+    with record.run_folder(folder, config):
+        for start in tqdm(starts, desc=f"{attack.name}, seed {seed}", unit="block", dynamic_ncols=True):
+            rows = slice(start, min(start + BLOCK, num_samples))
+            path = folder / f"{start}-{rows.stop}.npz"
+            if not path.exists():
+                record.write_arrays(path, _block(model, seed, attack, test, rows))
+            parts.append(record.read_arrays(path))
+    return {key: np.concatenate([part[key] for part in parts]) for key in ("distance", "steps")}
+
+
+def _block(model: Model, seed: int, attack: Attack, test: dict, rows: slice) -> dict[str, np.ndarray]:
+    x, key = model.problem.attack_space(test["image"][rows]), jax.random.fold_in(jax.random.key(seed), rows.start)
+    run = _with_options(attack.function, tuple(attack.options.items()))
+    found = evaluation.run_attack(run, model.raw_f, x, test["label"][rows], key, batch_size=BLOCK)
+    l2 = np.linalg.norm((found.x_adv - np.asarray(x)).reshape(len(x), -1), axis=1)
+    distance = np.where(found.clean_correct, np.where(found.success, l2, np.inf), 0)
+    return {"distance": distance, "steps": found.steps}
+
+
+@cache
+def _tell_of_old(folder: Path):
+    if any(folder.glob("*/seed-*")):
+        print(f"{folder}/*/seed-*: distances of an older version, which did not note their weights; not used")
+
+
+@cache
+def _with_options(function: Callable, options: tuple) -> Callable:
+    """One function object for one attack: others would be compiled anew."""
+    return (lambda f, x, y, keys: function(f, x, y, keys, **dict(options))) if options else function
+
+
+@cache
+def ensemble(norm: str, num_queries: int) -> dict[str, Callable]:
+    """The standard ensemble, made once for the same reason."""
+    return attacks.standard_ensemble(norm=norm, num_queries=num_queries)
+
+
+def robust_after(model: Model, seed: int, *, norm: str, epsilon: float, num_queries: int, options: Options,
+                 left: Sequence[int]) -> dict[str, float]:  # fmt: skip
+    """How many of the test samples `left` are still robust after each attack of the standard ensemble, by name.
+
+    Kept in the runs folder by weights and options, as distances are.
+    """
+    settings = {"ensemble": norm, "epsilon": epsilon, "num_queries": num_queries, "left": list(map(int, left))}
+    config = {"weights": model.weights, "problem": model.problem.name, "seed": seed} | settings
+    path = Path(options.runs) / "attacks" / f"ensemble-{record.digest(config)}.json"
+    if record.is_done(path, config):
+        return record.read_json(path)["robust"]
+    test, chain = images(model.problem, "test", options.data_dir), ensemble(norm, num_queries)
+    if not len(left):
+        return dict.fromkeys(chain, 0)
+    rows = np.asarray(left)
+    x, y = model.problem.attack_space(test["image"][rows]), test["label"][rows]
+    key = jax.random.key(seed)
+    _, robust = evaluation.worst_case(chain, model.raw_f, x, y, key, batch_size=BLOCK, epsilon=epsilon)
+    counts = {name: round(share * len(rows)) for name, share in robust.items()}
+    record.write_json(path, {"config": config, "robust": counts})
+    return counts

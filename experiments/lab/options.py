@@ -1,0 +1,55 @@
+"""The options that all experiments share, once."""
+
+import dataclasses
+from pathlib import Path
+
+from experiments import RESULTS, RUNS
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How much is run, where things lie, and how training is cut into pieces.
+
+    The first two decide numbers; the others do not, but part_size with dropout.
+    """
+
+    seeds: int = 5
+    """Models of each cell: seeds 0, 1, ..."""
+    num_steps: int | None = None
+    """Shorter training, the quenches at the same shares of it; None: the paper's length."""
+    data_dir: str | None = None
+    """Prepared tensorflow-datasets folder; default TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    out: Path = RESULTS
+    """Folder of the results."""
+    runs: Path = RUNS
+    """Folder of checkpoints, logs and trained models."""
+    together: int | None = None
+    """Models trained in one compiled program, vmapped over seeds and regularizers; None: 25, and 1 on CPU, where more
+    are no faster."""
+    devices: int = 1
+    """Over which every batch is spread."""
+    dispatch: int = 50
+    """Training steps compiled into one call."""
+    checkpoint_every: int = 5000
+    part_size: int | None = None
+    """Samples differentiated at once: on CPU 25 are faster than the full batches of few-shot cells, being in the cache.
+    The same numbers up to rounding, but dropout draws a mask for each part. None: the whole batch."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured(Options):
+    """Those of experiments that measure ||J||_F."""
+
+    norms: int | None = None
+    """Test samples that ||J||_F is averaged over; None: all."""
+
+
+# what every experiment's own QUICK starts from
+QUICK = {
+    "seeds": 1,
+    "num_steps": 20,
+    "dispatch": 10,
+    "checkpoint_every": 10,
+    "out": Path("runs/quick"),
+    "runs": Path("runs/quick"),
+}

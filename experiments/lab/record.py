@@ -1,0 +1,224 @@
+"""Results and logs on disk, written whole or not at all."""
+
+import contextlib
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from experiments import ROOT
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text to path atomically: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial.write_text(text)
+    partial.replace(path)
+
+
+def write_json(path: Path, content) -> None:
+    """Write content to path atomically."""
+    write_text(path, json.dumps(content, indent=1) + "\n")
+
+
+def write_arrays(path: Path, arrays: dict) -> None:
+    """Write named arrays to an .npz atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.npz")
+    np.savez(partial, **arrays)
+    partial.replace(path)
+
+
+def as_json(values: np.ndarray) -> list:
+    """Distances with four decimals; None where never fooled."""
+    return [round(float(v), 4) if np.isfinite(v) else None for v in values]
+
+
+def read_json(path: Path, remedy: str = "remove it, and the same command makes it anew"):
+    """The content of a json file.
+
+    Raises:
+        ValueError: it is damaged; with the path and the remedy.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:  # no json, or no text
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz.
+
+    Raises:
+        ValueError: it is damaged; with the path and the remedy.
+    """
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the same command makes it anew") from None
+
+
+def digest(config: dict) -> str:
+    """Ten characters that differ between configurations."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def slug(name: str) -> str:
+    """A name as a part of a file's: "sphere, n = 3" -> sphere-n3."""
+    return name.replace(", ", "-").replace(" = ", "").replace(" ", "-")
+
+
+def is_done(path: Path, config: dict) -> bool:
+    """Whether path holds the result of this configuration.
+
+    Raises:
+        ValueError: it holds the result of another, which is left as it is, or is damaged.
+    """
+    if not path.exists():
+        return False
+    found = read_json(path)
+    if not isinstance(found, dict) or "config" not in found:
+        raise ValueError(f"{path} is no result, it has no configuration; remove it")
+    found, config = found["config"], json.loads(json.dumps(config))
+    if found != config:
+        raise ValueError(
+            f"{path} is the result of another configuration; (there, here) of what differs: "
+            f"{difference(found, config)}. Choose another folder with --out, or remove it"
+        )
+    return True
+
+
+def difference(there: dict, here: dict, prefix: str = "") -> dict:
+    """(there, here) of every value that differs, by its dotted name."""
+    changed = {}
+    for key in sorted(there.keys() | here.keys()):
+        both = there.get(key), here.get(key)
+        if all(isinstance(value, dict) for value in both):
+            changed |= difference(*both, f"{prefix}{key}.")
+        elif both[0] != both[1]:
+            changed[prefix + key] = both
+    return changed
+
+
+def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> dict:
+    """The result at path, with what it lacks of the seeds computed, and written after every seed.
+
+    Several processes may fill one file: each adds its seeds to what is there by then.
+
+    Args:
+        path: json of {"config", "models": {seed: ...}, "environment"}.
+        config: what the numbers depend on, but for the seed.
+        seeds: wanted.
+        compute: seeds -> iterator of (seed, metrics).
+
+    Raises:
+        ValueError: path holds the result of another configuration, or is damaged.
+    """
+    result = read_result(path, config)
+    missing = [seed for seed in seeds if str(seed) not in result["models"]]
+    for seed, metrics in compute(missing) if missing else ():
+        facts = {"commits": {str(seed): commit()}, "environment": environment()}
+        with _alone(path.parent):
+            result = read_result(path, config)  # another process may have added seeds
+            models = result["models"] | {str(seed): metrics}
+            result["models"] = {name: models[name] for name in sorted(models, key=int)}
+            facts["commits"] = result.get("commits", {}) | facts["commits"]
+            write_json(path, result | facts)
+            result |= facts
+    return result
+
+
+def read_result(path: Path, config: dict) -> dict:
+    """What `fill` wrote at path, or an empty result.
+
+    Raises:
+        ValueError: it holds the result of another configuration, or is damaged.
+    """
+    return read_json(path) if is_done(path, config) else {"config": config, "models": {}}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path):
+    """Wait until no other process reads, adds to and writes a result in the folder; leaves no file there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)  # given back where the handle is closed, be it by a kill
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def lock(folder: Path):
+    """Hold a folder for this process.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                f"another process is at work in {folder}; wait for it, or give each process models of its own"
+            ) from None
+        yield
+
+
+@contextlib.contextmanager
+def run_folder(folder: Path, config: dict):
+    """Hold the folder of a run, its configuration written in config.json by who comes first.
+
+    Raises:
+        BlockingIOError: another process holds it.
+        ValueError: it is the run of another configuration.
+    """
+    with lock(folder):
+        if not is_done(folder / "config.json", config):
+            write_json(folder / "config.json", {"config": config, "environment": environment()})
+        yield
+
+
+def environment() -> dict:
+    """Versions, devices, commit and command that a result depends on."""
+    import jax
+
+    packages = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
+    devices = sorted({device.device_kind for device in jax.devices()})
+    return {
+        "python": platform.python_version(),
+        **packages,
+        "devices": devices,
+        "device_count": jax.device_count(),
+        "commit": commit(),
+        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+    }
+
+
+@functools.cache
+def commit() -> str | None:
+    """Commit of the checkout, with a + where files differ from it; None outside of one."""
+    try:
+        options = {"cwd": ROOT, "capture_output": True, "text": True, "check": True}
+        run = lambda *arguments: subprocess.run(["git", *arguments], **options).stdout
+        return run("rev-parse", "--short=12", "HEAD").strip() + ("+" if run("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,173 @@
+"""The training loop of every experiment: many steps a dispatch, a progress bar, checkpoints, a stop at what is not
+finite. A run that is killed goes on from its last checkpoint and ends with the numbers of one that was not.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from experiments.lab import record
+from jacreg_jax import training
+
+
+def train(
+    steps: Callable,
+    state,
+    data,
+    indices: Callable,
+    *,
+    num_steps: int,
+    dispatch: int = 50,
+    label: str = "",
+    names: Sequence[str] = (),
+    folder: Path | None = None,
+    checkpoint_every: int = 5000,
+    observe: Callable | None = None,
+    observe_every: int = 5000,
+):
+    """Train to step num_steps and return (state, history): one row of mean metrics for each dispatch.
+
+    Args:
+        steps: from `training.make_train_steps`.
+        state: a TrainState, or one of several models trained together, with a leading axis; training goes on from
+            its step, or from the last checkpoint in folder.
+        data: {"image": [N, ...], "label": [N]}, where steps takes them.
+        indices: (first_step, count) -> rows [T, B], or [models, T, B].
+        num_steps: where to stop.
+        dispatch: steps compiled into one call.
+        label: shown in front of the progress bar.
+        names: of the models, for the error of one that diverges.
+        folder: for checkpoints and metrics.jsonl; None keeps nothing.
+        checkpoint_every: steps; a multiple of dispatch.
+        observe: state -> metrics of the test set, every observe_every steps.
+        observe_every: steps; a multiple of dispatch.
+
+    Raises:
+        NonFiniteError: with the step; its `state` is the last good one.
+        ValueError: intervals that are no multiples of dispatch.
+    """
+    if checkpoint_every % dispatch or (observe and observe_every % dispatch):
+        raise ValueError(
+            f"checkpoint_every and observe_every must be multiples of dispatch, {dispatch}; "
+            f"got {checkpoint_every} and {observe_every}"
+        )
+    if num_steps < 1:
+        raise ValueError(f"num_steps must be at least 1, got {num_steps}")
+    with Log(folder) as log:
+        state, history = log.restore(state)
+        step = int(np.max(state.step))
+        with tqdm(total=num_steps, initial=step, desc=label, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
+            while step < num_steps:
+                count = min(dispatch, num_steps - step)
+                rows, start = indices(step, count), time.perf_counter()
+                state, metrics = steps(state, data, rows)
+                metrics = jax.device_get(metrics)
+                milliseconds = 1e3 * (time.perf_counter() - start) / count
+                step += count
+                _check_finite(metrics, step, state, names)
+                row = {"step": step, **_means(metrics), "ms_per_step": round(milliseconds, 3)}
+                if observe and (step % observe_every == 0 or step == num_steps):
+                    row |= observe(state)
+                history.append(row)
+                log.write(row)
+                if step % checkpoint_every == 0 or step == num_steps:
+                    log.save(step, state)
+                bar.update(count)
+                bar.set_postfix({k: f"{np.mean(row[k]):.3g}" for k in ("loss", "accuracy", "penalty") if k in row})
+    return state, history
+
+
+def _means(metrics: dict) -> dict:
+    """Mean over the steps, without those that lazy penalties leave out; a list where models train together."""
+    rows = {name: np.asarray(value) for name, value in metrics.items()}
+    return {name: np.nanmean(v, axis=-1).tolist() for name, v in rows.items() if not np.isnan(v).all()}
+
+
+def _check_finite(metrics: dict, step: int, state, names: Sequence[str]):
+    members = np.atleast_2d(metrics["loss"]).shape[0]
+    for i in range(members):
+        try:
+            training.check_finite({name: np.atleast_2d(value)[i] for name, value in metrics.items()}, step)
+        except training.NonFiniteError as error:
+            error.state = state
+            name = names[i] if names else f"model {i} of {members}"
+            if names or members > 1:
+                alone = " (--together 1 trains one at a time and keeps those that finish)" * (members > 1)
+                error.args = (f"{name}: {error}{alone}",)
+            raise
+
+
+def read_history(path: Path) -> list[dict]:
+    """The rows of a metrics.jsonl; a last line that was cut off while it was written is left out.
+
+    Raises:
+        ValueError: it is missing, or damaged before its end; with the path and the remedy.
+    """
+    remedy = "remove its folder, and the same command trains the model from the start"
+    if not path.exists():
+        raise ValueError(f"{path} is missing beside its checkpoints; {remedy}")
+    rows, lines = [], path.read_text(errors="replace").splitlines()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if isinstance(row, dict) and "step" in row:
+            rows.append(row)
+        elif number < len(lines):
+            raise ValueError(f"{path} is damaged in line {number}; {remedy}")
+    return rows
+
+
+class Log:
+    """metrics.jsonl and Orbax checkpoints in one folder; does nothing where folder is None."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder and Path(folder).absolute()
+
+    def __enter__(self):
+        if self.folder:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
+            self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+            self.metrics = self.folder / "metrics.jsonl"
+        return self
+
+    def __exit__(self, *error):
+        if self.folder:
+            self.manager.close()
+
+    def restore(self, state):
+        """The state of the last checkpoint, and the metrics up to it; what was logged after it is dropped."""
+        last = self.manager.latest_step() if self.folder else None
+        if last is None:
+            if self.folder and self.metrics.exists():
+                self.metrics.unlink()
+            return state, []
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+        try:
+            state = self.manager.restore(last, args=ocp.args.StandardRestore(abstract))
+        except Exception as error:  # Orbax does not say what it raises
+            path = self.folder / "checkpoints" / str(last)
+            remedy = "remove it, and the same command goes on from the checkpoint before"
+            raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); {remedy}") from error
+        history = [row for row in read_history(self.metrics) if row["step"] <= last]
+        record.write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in history))
+        return state, history
+
+    def write(self, row: dict):
+        """Append one line."""
+        if self.folder:
+            with self.metrics.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+
+    def save(self, step: int, state):
+        """A checkpoint: whole, or not there."""
+        if self.folder:
+            self.manager.save(step, args=ocp.args.StandardSave(state))

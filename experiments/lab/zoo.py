@@ -1,0 +1,183 @@
+"""The models of the experiments: trained once by recipe and seed, kept in runs/models, shared by all experiments."""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from experiments.lab import record, runner
+from experiments.lab.batches import rows_of
+from experiments.lab.options import Options
+from experiments.lab.problems import Problem, images
+from experiments.lab.programs import initial_state, make_steps, module_of
+from experiments.lab.recipes import Recipe, from_config, plain
+from jacreg_jax.models import predictor
+
+STATE = "model_state/"  # in front of the names of BatchNorm's statistics and the like in a model file
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A trained network of a problem."""
+
+    problem: Problem
+    params: Any
+    model_state: Any
+
+    @property
+    def f(self) -> Callable:
+        """Preprocessed input -> logits, in eval mode; one compiled program for all recipes of a problem."""
+        return predictor(module_of(plain(self.problem)), self.params, self.model_state)
+
+    @property
+    def raw_f(self) -> Callable:
+        """The same of raw pixels, those that attacks move (see `Problem.attack_space`)."""
+        preprocessing = self.problem.attack_preprocessing or self.problem.preprocessing
+        module = module_of(plain(self.problem))
+        return predictor(module, self.params, self.model_state, preprocess=preprocessing.normalize)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Parameters and model state by name, as they lie in a file."""
+        flat = traverse_util.flatten_dict(self.params, sep="/")
+        flat |= {STATE + k: v for k, v in traverse_util.flatten_dict(self.model_state, sep="/").items()}
+        return {name: np.asarray(array) for name, array in flat.items()}
+
+    @cached_property
+    def weights(self) -> str:
+        """Ten characters that differ between other weights, were it in one bit."""
+        found = hashlib.sha256()
+        for name, array in sorted(self.arrays().items()):
+            found.update(f"{name} {array.dtype} {array.shape}".encode())
+            found.update(np.ascontiguousarray(array).tobytes())
+        return found.hexdigest()[:10]
+
+
+class Watch(NamedTuple):
+    """Metrics of the test set during training; such models train alone, and are kept apart from others."""
+
+    observe: Callable[[Model], dict]
+    every: int  # steps
+    name: str  # what sets these metrics apart from others
+
+
+def train(
+    recipe: Recipe, seeds: Iterable[int], options: Options, beside: Iterable[Recipe] = (), watch: Watch | None = None
+) -> Iterator[tuple[int, Model]]:
+    """Pairs (seed, model); what is not in the zoo yet is trained, or goes on from its last checkpoint.
+
+    Args:
+        recipe: of the models.
+        seeds: their seeds.
+        options: see Options.
+        beside: other recipes that are wanted; where models train together, those of one program with this one join.
+        watch: see Watch.
+    """
+    seeds = list(seeds)
+    # watched models and lazy ones train alone: under vmap both branches of a lazy step would run, every time
+    size = 1 if watch or recipe.lazy > 1 or options.devices > 1 or not recipe.problem.resident else group_size(options)
+    beside = [r for r in beside if r.program() == recipe.program()] if size > 1 else []
+    wanted = [(r, seed) for r in dict.fromkeys([recipe, *beside]) for seed in seeds]
+    for seed in seeds:
+        path = model_path(recipe, seed, options, watch)
+        if not path.exists():
+            members = [(recipe, seed)]
+            if size > 1:
+                missing = [member for member in wanted if not model_path(*member, options).exists()]
+                members = _unfinished(recipe, seed, options) or missing[:size]
+            _train_group(members, options, watch)
+        yield seed, load(path, recipe.problem)
+
+
+def group_size(options: Options) -> int:
+    """Models trained in one program."""
+    return options.together or (1 if jax.default_backend() == "cpu" else 25)
+
+
+def model_path(recipe: Recipe, seed: int, options: Options, watch: Watch | None = None) -> Path:
+    """Where the trained model lies; beside it in a folder of its name the run, where it was trained alone."""
+    return Path(options.runs) / "models" / (recipe.digest() + (watch.name if watch else "")) / f"seed-{seed}.npz"
+
+
+def load(path: Path, problem: Problem) -> Model:
+    """The model of a file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    arrays = {name: jnp.asarray(array) for name, array in record.read_arrays(path).items()}
+    params = {name: array for name, array in arrays.items() if not name.startswith(STATE)}
+    state = {name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)}
+    return Model(problem, *(traverse_util.unflatten_dict(part, sep="/") for part in (params, state)))
+
+
+def _run_folder(members: Sequence[tuple[Recipe, int]], options: Options, watch: Watch | None) -> Path:
+    if len(members) == 1:
+        return model_path(*members[0], options, watch).with_suffix("")
+    return Path(options.runs) / "models" / f"together-{record.digest(_config(members, options))}"
+
+
+def _config(members: Sequence[tuple[Recipe, int]], options: Options) -> dict:
+    """What the numbers of a run depend on; of a group, who trains together."""
+    config = {"members": [{"recipe": recipe.config(), "seed": seed} for recipe, seed in members]}
+    drops = any(recipe.dropout_rate for recipe, _ in members)
+    return config | ({"part_size": options.part_size} if drops else {})
+
+
+def _unfinished(recipe: Recipe, seed: int, options: Options) -> list[tuple[Recipe, int]]:
+    """The members of a group that was interrupted with this model among them; empty where there is none."""
+    for path in sorted((Path(options.runs) / "models").glob("together-*/config.json")):
+        written = record.read_json(path)["config"]["members"]
+        if any(m["seed"] == seed and record.digest(m["recipe"]) == recipe.digest() for m in written):
+            return [(from_config(m["recipe"]), m["seed"]) for m in written]
+    return []
+
+
+def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch: Watch | None):
+    """Train the members in their folder, and write what of their models is not there yet."""
+    together, (recipe, _) = len(members) > 1, members[0]
+    run = _run_folder(members, options, watch)
+    data = images(recipe.problem, "train", options.data_dir)
+    steps, optimizer = make_steps([recipe for recipe, _ in members], options.part_size, options.devices)
+    states = [initial_state(*member, optimizer) for member in members]
+    rows = [rows_of(*member, np.asarray(data["label"])) for member in members]
+    names = [f"{recipe.describe()}, seed {seed}" for recipe, seed in members]
+    model_of = lambda state: Model(recipe.problem, state.params, state.model_state)
+    with record.run_folder(run, _config(members, options)):
+        state, history = runner.train(
+            steps,
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if together else states[0],
+            data,
+            (lambda first, count: np.stack([r(first, count) for r in rows])) if together else rows[0],
+            num_steps=recipe.num_steps,
+            dispatch=options.dispatch,
+            label=names[0] + f" and {len(names) - 1} more" * together,
+            names=names,
+            folder=run,
+            checkpoint_every=options.checkpoint_every,
+            observe=watch and (lambda state: watch.observe(model_of(state))),
+            observe_every=watch.every if watch else 5000,
+        )
+    for i, member in enumerate(members):
+        own = jax.tree.map(lambda leaf, i=i: leaf[i], state) if together else state
+        path = model_path(*member, options, watch)
+        if not path.exists():
+            last = {k: v[i] if together and k not in ("step", "ms_per_step") else v for k, v in history[-1].items()}
+            _write(path, model_of(own), {"config": _config([member], options)["members"][0], "last": last}, run)
+
+
+def _write(path: Path, model: Model, facts: dict, run: Path):
+    facts |= {"weights": model.weights, "run": run.name, "environment": record.environment()}
+    record.write_json(path.with_suffix(".json"), facts)
+    record.write_arrays(path, model.arrays())
+
+
+def history(path: Path) -> list[dict]:
+    """The metrics of the run that trained, alone, the model at path."""
+    return runner.read_history(path.with_suffix("") / "metrics.jsonl")

@@ -1,0 +1,1 @@
+"""The reading side: committed results to numbers, tables and drawings. No jax."""

@@ -1,0 +1,76 @@
+"""The list of all that the paper shows and claims, each with its state, recomputed from the results."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple
+
+from experiments.page import results
+
+# unsettled: too few models to say
+State = Literal["reproduced", "outside", "shortened", "unsettled", "not run"]
+
+
+class Element(NamedTuple):
+    """A table, a figure or a claim of the paper, and how to find out what became of it."""
+
+    name: str  # "Table 1", "Figure S3", "Section 2"
+    says: str  # the paper, in a line
+    state: Callable[[], tuple[State, str]]  # and why, with the number of models
+
+
+def missing(why: str) -> Callable[[], tuple[State, str]]:
+    """The state of what has no result."""
+    return lambda: ("not run", why)
+
+
+def of_cells(cells: Iterable[tuple[list[float], results.Paper]]) -> tuple[State, str]:
+    """The state of a table: outside where a cell differs, not run where there is none."""
+    cells = list(cells)
+    ran = [(values, paper) for values, paper in cells if values]
+    if not ran:
+        return "not run", ""
+    outside, seeds = sum(results.differs(*cell) for cell in ran), [len(values) for values, _ in ran]
+    note = f"{outside} of {len(ran)} cells differ" if outside else f"none of {len(ran)} cells differs"
+    note += f", {min(seeds)} to {max(seeds)} models each"
+    note += f"; {len(cells) - len(ran)} not run" * (len(cells) > len(ran))
+    return "outside" if outside else "reproduced", note
+
+
+def of_order(larger: list[dict], smaller: list[dict], value: Callable[[dict], float]) -> bool:
+    """Whether the mean of the first models is the larger one."""
+    return results.interval(map(value, larger))[0] > results.interval(map(value, smaller))[0]
+
+
+def of_claim(name: str, holds: Callable[[], bool], full: int | None, seeds: int, note: str = "") -> tuple[State, str]:
+    """The state of what a result shows: does it hold, at which length, over how many of the paper's seeds?
+
+    Args:
+        name: of a result file.
+        holds: asked where it is there.
+        full: steps of the paper's training.
+        seeds: of the paper.
+        note: in front.
+    """
+    found = results.read(name)
+    if found is None:
+        return "not run", note
+    steps, count = found["config"]["recipe"]["num_steps"], len(found["models"])
+    note = ", ".join(part for part in (note, f"{count} of {seeds} seeds" * (count < seeds)) if part)
+    if not holds():
+        return "outside", note
+    if steps < full:
+        return "shortened", f"holds at {steps:,} of {full:,} steps" + f", {note}" * bool(note)
+    return "reproduced", note
+
+
+def render(elements: Iterable[Element]) -> str:
+    """The table, in the paper's order."""
+    rows = [[e.name, e.says, *e.state()] for e in sorted(elements, key=_order)]
+    return results.table(["element", "the paper", "state", "here"], rows)
+
+
+def _order(element: Element):
+    kind, number = element.name.split(" ", 1)
+    kinds = ("Table", "Figure", "Section", "Appendix")
+    supplement, digits, rest = re.match(r"(S?)(\d*)(.*)", number).groups()
+    return kinds.index(kind), bool(supplement), int(digits or 0), rest

@@ -1,0 +1,136 @@
+"""Committed results to numbers and tables: by seed, with intervals, beside the paper's."""
+
+import json
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from scipy import stats
+
+from experiments import RESULTS
+
+NAMES = {"none": "no regularization", "L2": "L2", "dropout": "dropout", "Jacobian": "Jacobian", "all": "all combined"}
+DEFENCE_NAMES = {
+    "none": "no defence",
+    "adversarial": "adversarial training",
+    "Jacobian": "Jacobian",
+    "both": "both",
+}
+Paper = tuple[float, float, int]  # mean, half of the 95 % interval as printed, number of models
+
+
+def read(name: str) -> dict | None:
+    """A result file; None where it was not run.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); check it out again, or run its experiment") from None
+
+
+def config(name: str) -> dict:
+    """The configuration of a result file; empty where it was not run."""
+    return (read(name) or {"config": {}})["config"]
+
+
+def by_seed(name: str, recipe: dict | None = None) -> dict[str, dict]:
+    """The models of a result file by seed; empty where it was not run.
+
+    Raises:
+        ValueError: they were not trained by the recipe.
+    """
+    found = read(name)
+    if found is None:
+        return {}
+    if recipe and found["config"]["recipe"] != recipe:
+        raise ValueError(f"{name} holds models of another recipe than the paper's: {found['config']['recipe']}")
+    return found["models"]
+
+
+def models(name: str, recipe: dict | None = None) -> list[dict]:
+    """The same without their seeds."""
+    return list(by_seed(name, recipe).values())
+
+
+def distances(model: dict) -> np.ndarray:
+    """Fooling distances [N] of a model: 0 where wrong from the start, +inf where never fooled."""
+    return np.array([np.inf if v is None else v for v in model["distance"]])
+
+
+def median(model: dict) -> float:
+    """Median fooling distance over all samples, wrong ones at 0."""
+    return float(np.median(distances(model)))
+
+
+def norm(model: dict) -> float:
+    """||J||_F: the root of the mean square over the test samples, here and everywhere."""
+    return model["jacobian_norm"]["rms"]
+
+
+def interval(values: Iterable[float]) -> tuple[float, float | None]:
+    """Mean, and half of its 95 % interval by Student's t; None for one value."""
+    values = np.asarray(list(values), float)
+    if len(values) < 2:
+        return float(values.mean()), None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean()), float(half)
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean, half of the 95 % interval and number of seeds."""
+    if not values:
+        return "not run"
+    if np.isinf(values).any():
+        return f"not reached by {np.isinf(values).sum()} of {len(values)}"
+    mean, half = interval(values)
+    return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}") + f" ({len(values)})"
+
+
+def differs(values: list[float], paper: Paper) -> bool:
+    """Whether the means differ at the 5 % level, by Welch's t; one model alone: whether it is none of the paper's.
+
+    The paper's standard deviation follows from its interval, taken as Student's t over its models; its rounding to one
+    decimal widens both.
+    """
+    mean, half, count = paper
+    error = max(half, 0.05) / stats.t.ppf(0.975, count - 1)  # standard error of the paper's mean
+    square, rounding = error**2, 0.05**2 / 3
+    if len(values) == 1:
+        square, freedom = square * (count + 1), count - 1  # of one more model about the paper's mean
+    else:
+        own = np.var(values, ddof=1) / len(values)
+        freedom = (square + own) ** 2 / (square**2 / (count - 1) + own**2 / (len(values) - 1))
+        square += own
+    return bool(abs(np.mean(values) - mean) > stats.t.ppf(0.975, freedom) * np.sqrt(square + rounding))
+
+
+def compare(values: list[float], paper: Paper) -> str:
+    """Ours (seeds), with a mark where it differs from the paper's."""
+    return spread(values, 1) + " **!**" * (bool(values) and differs(values, paper))
+
+
+def paired(first: dict[str, dict], second: dict[str, dict], value: Callable[[dict], float]) -> list[float]:
+    """Differences second - first by seed, over the seeds that both have."""
+    return [value(second[seed]) - value(first[seed]) for seed in first if seed in second]
+
+
+def percent(model: dict) -> float:
+    """Accuracy in %."""
+    return 100 * model["accuracy"]
+
+
+def steps(recipe: dict) -> str:
+    """Of the training, "15,000"."""
+    return f"{recipe['num_steps']:,}"
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A markdown table with aligned columns."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    line = lambda cells: "| " + " | ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)) + " |"
+    return "\n".join([line(header), "|" + "|".join("-" * (w + 2) for w in widths) + "|", *map(line, rows)])

@@ -1,0 +1,56 @@
+"""Figure 3: robustness of LeNet' on MNIST against white noise (5 regularizers), PGD and CW (4 defences).
+
+Command:    python -m experiments figure3
+Paper:      curves only: Jacobian regularization is the most robust in (a); alone it beats adversarial training in
+            (b, c), and both together are best. The base models of (b, c) have L2 and dropout.
+Time:       2 CPU cores: noise seconds, PGD a minute, CW some 10 minutes a model; after the training of 8 models.
+Leaves:     experiments/results/figure3/noise-REGULARIZER.json and ATTACK-DEFENCE.json, by seed.
+"""
+
+from experiments.lab.problems import MNIST_LENET
+from experiments.page import results
+from experiments.page.elements import Element, of_claim, of_order
+from experiments.paper.numbers import FULL
+from experiments.studies import robustness
+
+Config, QUICK = robustness.Config, robustness.QUICK
+
+
+def cells(config: Config):
+    """All three panels."""
+    return robustness.cells("figure3", MNIST_LENET, config)
+
+
+def noise_holds() -> bool:
+    """Jacobian alone is above every other regularizer at the deviations of the table."""
+    sigmas = results.config("figure3/noise-Jacobian")["sigmas"]
+    found = {name: results.models(f"figure3/noise-{name}") for name in results.NAMES}
+    at = lambda s: lambda model: model["accuracy"][sigmas.index(s)]
+    others = [models for name, models in found.items() if name != "Jacobian"]
+    return all(of_order(found["Jacobian"], other, at(s)) for other in others for s in robustness.SIGMAS)
+
+
+def attacks_hold() -> bool:
+    """Jacobian alone is above adversarial training, and both together are not below it."""
+    pgd, cw = ({n: results.models(f"figure3/{a}-{n}") for n in results.DEFENCE_NAMES} for a in ("PGD", "CW"))
+    after = lambda model: robustness.survivors(model, 32)
+    return all(
+        of_order(found["Jacobian"], found["adversarial"], value) and of_order(found["both"], found["Jacobian"], value)
+        for found, value in ((pgd, after), (cw, results.median))
+    )
+
+
+ELEMENTS = [
+    Element(
+        "Figure 3a",
+        "under white noise, Jacobian is the most robust regularizer",
+        lambda: of_claim("figure3/noise-Jacobian", noise_holds, MNIST_LENET.num_steps, FULL),
+    ),
+    Element(
+        "Figure 3b, c",
+        "under PGD and CW, Jacobian alone outperforms adversarial training, and both are best",
+        lambda: of_claim("figure3/CW-Jacobian", attacks_hold, MNIST_LENET.num_steps, FULL),
+    ),
+]
+TABLES = {"figure3": lambda: robustness.table("figure3", "L2 and dropout")}
+FIGURES = {"figure3": lambda: robustness.figure("figure3", MNIST_LENET)}

@@ -1,0 +1,1 @@
+"""Shapes of experiments that the paper repeats on several problems."""

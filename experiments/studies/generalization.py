@@ -1,0 +1,125 @@
+"""Tables 1 and 3: accuracy by samples per class and regularizer, and ||J||_F of the models of all samples."""
+
+import dataclasses
+from functools import partial
+from typing import Literal
+
+from experiments.lab import measure, options
+from experiments.lab.cells import Cell
+from experiments.lab.problems import Problem
+from experiments.lab.recipes import Recipe, regularizers
+from experiments.page import elements, results
+from experiments.page.results import NAMES
+
+Column = Literal["1", "3", "10", "30", "all"]
+Regularizer = Literal["none", "L2", "dropout", "Jacobian", "all"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(options.Measured):
+    """The defaults are the paper's."""
+
+    columns: tuple[Column, ...] = ("1", "3", "10", "30", "all")
+    """Samples per class."""
+    regularizers: tuple[Regularizer, ...] = ("none", "L2", "dropout", "Jacobian", "all")
+    seeds: int = 15
+    """Models of each few-shot cell; seed 0, 1, ..."""
+    seeds_all: int = 5
+    """Models of each cell of the column "all"."""
+    num_steps: int | None = None
+    """Shorter training, the quenches at the same shares of it; None: 10,000, and 150,000 for "all"."""
+
+
+QUICK = options.QUICK | {
+    "columns": ("1", "all"),
+    "regularizers": ("none", "all"),
+    "seeds": 2,
+    "seeds_all": 1,
+    "norms": 100,
+    "together": 2,
+}
+
+
+def recipe(problem: Problem, column: str, regularizer: str) -> Recipe:
+    """How the models of a cell are trained."""
+    whole = regularizers(problem)[regularizer]
+    return whole if column == "all" else whole.few_shot(int(column))
+
+
+def cells(folder: str, problem: Problem, config: Config) -> list[Cell]:
+    """Column by column."""
+    clean = partial(measure.clean, norms=config.norms, data_dir=config.data_dir)
+    seeds = {column: range(config.seeds_all if column == "all" else config.seeds) for column in config.columns}
+    return [
+        Cell(
+            f"{folder}/{c}-{r}",
+            recipe(problem, c, r).shortened(config.num_steps),
+            seeds[c],
+            {"norms": config.norms},
+            clean,
+        )
+        for c in config.columns
+        for r in config.regularizers
+    ]
+
+
+class Study:
+    """The committed results of one of the tables, beside the paper's numbers."""
+
+    def __init__(self, folder: str, problem: Problem, accuracies: dict, norms: dict):
+        self.folder, self.problem, self.accuracies, self.norms = folder, problem, accuracies, norms
+
+    def cell(self, column: str, regularizer: str) -> dict[str, dict]:
+        """The models of a cell by seed."""
+        config = recipe(self.problem, column, regularizer).config()
+        return results.by_seed(f"{self.folder}/{column}-{regularizer}", config)
+
+    def column(self, column: str) -> dict[str, dict[str, dict]]:
+        """The cells of a column; few-shot ones over the seeds that all of them have: rows are then of equal subsets."""
+        found = {name: self.cell(column, name) for name in NAMES}
+        if column == "all":
+            return found
+        shared = set.intersection(*(set(models) for models in found.values()))
+        return {name: {s: m for s, m in models.items() if s in shared} for name, models in found.items()}
+
+    def table(self) -> str:
+        """Paper and ours, row by row."""
+        columns = next(iter(self.accuracies.values()))
+        found, rows = {column: self.column(column) for column in columns}, []
+        for name, label in NAMES.items():
+            printed = [*self.accuracies[name].values(), self.norms[name]]
+            values = [list(map(results.percent, found[c][name].values())) for c in columns]
+            values.append(list(map(results.norm, found["all"][name].values())))
+            rows.append([label, "paper", *(f"{mean} ± {half}" for mean, half, _ in printed)])
+            rows.append(["", "ours", *map(results.compare, values, printed)])
+        return results.table(["regularizer", "", *(f"{c} per class" for c in [*columns][:-1]), "all", "‖J‖_F"], rows)
+
+    def paired(self) -> str:
+        """Differences to no regularization by seed, and the paper's."""
+        columns, rows = next(iter(self.accuracies.values())), []
+        for name in [*NAMES][1:]:
+            printed = [self.accuracies[name][c][0] - self.accuracies["none"][c][0] for c in columns]
+            pairs = [results.paired(self.cell(c, "none"), self.cell(c, name), results.percent) for c in columns]
+            rows.append([NAMES[name], "paper", *(f"{difference:+.1f}" for difference in printed)])
+            rows.append(["", "ours", *(_signed(results.spread(pair, 1)) for pair in pairs)])
+        header = ["minus no regularization", "", *(f"{c} per class" for c in [*columns][:-1]), "all"]
+        return results.table(header, rows)
+
+    def compared(self) -> list[tuple[str, list[float], tuple]]:
+        """(label, ours, paper) of every cell."""
+        lines = []
+        for column in next(iter(self.accuracies.values())):
+            for name, models in self.column(column).items():
+                values = list(map(results.percent, models.values()))
+                lines.append((f"{column}, {NAMES[name]}", values, self.accuracies[name][column]))
+        for name, models in self.column("all").items():
+            lines.append((f"‖J‖_F, {NAMES[name]}", list(map(results.norm, models.values())), self.norms[name]))
+        return lines
+
+    def state(self) -> tuple[elements.State, str]:
+        """For the list of elements."""
+        return elements.of_cells((values, printed) for _, values, printed in self.compared())
+
+
+def _signed(text: str) -> str:
+    return text if text[0] in "-n" else f"+{text}"
