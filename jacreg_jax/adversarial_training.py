@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax.attacks.fgsm import loss_gradient
+from jacreg_jax.attacks.gradient import loss_gradient
 from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import spread
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from jacreg_jax import attacks, evaluation
 from jacreg_jax.attacks.losses import others, true_logit
-from jacreg_jax.attacks.result import Norm, zero_gradient
+from jacreg_jax.attacks.gradient import zero_gradient
+from jacreg_jax.attacks.result import Norm
 
 
 class Check(NamedTuple):

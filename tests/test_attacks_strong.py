@@ -16,7 +16,7 @@ from jacreg_jax.attacks.square import _sizes
 from tests.conftest import mlp, mlp_params
 
 DISTANCES = {
-    "carlini_wagner": partial(attacks.carlini_wagner, num_steps=300, num_searches=6, initial_const=1.0),
+    "carlini_wagner": partial(attacks.carlini_wagner, num_steps=300, binary_search_steps=6, initial_const=1.0),
     "ddn": partial(attacks.ddn, num_steps=200),
     "fab_l2": partial(attacks.fab, num_steps=40),
     "fab_linf": partial(attacks.fab, num_steps=40, norm="linf"),
@@ -30,7 +30,7 @@ FIXED = {
     for name, attack, options in (
         ("apgd_ce", attacks.apgd, {"num_steps": 20}),
         ("apgd_dlr", attacks.apgd, {"num_steps": 20, "loss": "dlr"}),
-        ("apgd_t", attacks.apgd_targeted, {"num_steps": 20}),
+        ("apgd_t", attacks.apgd, {"num_steps": 20, "loss": "targeted"}),
         ("square", attacks.square, {"num_queries": 100}),
         ("auto_attack", attacks.auto_attack, {"num_queries": 50}),
     )
@@ -244,7 +244,7 @@ def test_the_ratio_needs_its_classes(key):
     with pytest.raises(ValueError, match="loss 'dlr' needs at least 3 classes, f gives 2"):
         attacks.apgd(f, x, y, key, epsilon=0.1, loss="dlr")
     with pytest.raises(ValueError, match="needs at least 4 classes, f gives 2"):
-        attacks.apgd_targeted(f, x, y, key, epsilon=0.1)
+        attacks.apgd(f, x, y, key, epsilon=0.1, loss="targeted")
 
 
 def test_bad_arguments(problem, key):
@@ -252,7 +252,10 @@ def test_bad_arguments(problem, key):
     for call, message in (
         (lambda: attacks.carlini_wagner(f, x, y, num_steps=0), "num_steps must be an integer of at least 1, got 0"),
         (lambda: attacks.carlini_wagner(f, x, y, smoother=1.0), "smoother must lie between 0 and 1"),
-        (lambda: attacks.apgd(f, x, y, key, epsilon=0.1, loss="hinge"), "loss must be 'ce' or 'dlr', got 'hinge'"),
+        (
+            lambda: attacks.apgd(f, x, y, key, epsilon=0.1, loss="hinge"),
+            "loss must be 'ce', 'dlr' or 'targeted', got 'hinge'",
+        ),
         (lambda: attacks.apgd(f, x, y, key, epsilon=-0.1), "epsilon must be at least 0, got -0.1"),
         (lambda: attacks.square(f, x[..., 0], y, key, epsilon=0.1), r"x must be images \[B, H, W, C\]"),
         (lambda: attacks.square(f, x, y, key, epsilon=0.1, initial_share=0), r"initial_share must lie in \(0, 1\]"),
@@ -270,7 +273,7 @@ def test_other_bounds(problem, key):
     f, x, y = problem
     wide = lambda x: f(x / 255)
     for name in ("ddn", "fab_l2", "carlini_wagner"):
-        options = {"initial_epsilon": 255.0} if name == "ddn" else {}
+        options = {"init_epsilon": 255.0} if name == "ddn" else {}
         options |= {"initial_const": 255.0**2} if name == "carlini_wagner" else {}
         near = ALL[name](f, x, y, key)
         far = ALL[name](wide, 255 * x, y, key, bounds=(0.0, 255.0), **options)
@@ -346,6 +349,6 @@ def test_a_distance_and_a_ball_agree(problem, key):
     distances = attacks.best_of(attacks.fab(f, x, y), attacks.ddn(f, x, y, key, num_steps=500)).distance
     for epsilon in (0.2, 0.5, 1.0):
         ball = attacks.apgd(f, x, y, key, epsilon=epsilon, norm="l2")
-        targeted = attacks.apgd_targeted(f, x, y, key, epsilon=epsilon, norm="l2")
+        targeted = attacks.apgd(f, x, y, key, epsilon=epsilon, loss="targeted", norm="l2")
         survivors = ~(ball.success | targeted.success)
         assert abs(float(survivors.mean()) - evaluation.robust_accuracy(distances, epsilon)) <= 2 / 12

@@ -3,7 +3,7 @@
 f takes raw pixels [B, ...] and gives logits [B, C]; the preprocessing belongs inside it, see
 `datasets.Preprocessing.wrap`. All sizes and distances are in raw pixels.
 
-Robust accuracy at a given epsilon: `white_noise`, `fgsm`, `pgd`, `apgd`, `apgd_targeted`, `square`, `auto_attack`.
+Robust accuracy at a given epsilon: `white_noise`, `fgsm`, `pgd`, `apgd`, `square`, `auto_attack`.
 Smallest fooling distance: `white_noise_distance`, `fgsm_distance`, `pgd_distance`, `carlini_wagner`, `ddn`, `fab`, and
 `best_of` several.
 """

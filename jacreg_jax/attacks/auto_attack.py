@@ -1,41 +1,61 @@
 """The standard ensemble: APGD on cross-entropy, targeted APGD, targeted FAB and Square, point-wise worst case."""
 
-from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
-from jacreg_jax.attacks.apgd import apgd, apgd_targeted
+from jacreg_jax.attacks.apgd import apgd
 from jacreg_jax.attacks.fab import fab
-from jacreg_jax.attacks.result import AttackResult, Norm, sample_keys, spread
+from jacreg_jax.attacks.result import AttackResult, Norm, choose
 from jacreg_jax.attacks.square import square
+from jacreg_jax.checks import Bounds
+from jacreg_jax.keys import sample_keys
+from jacreg_jax.types import Array, Function
 
 
-def standard_ensemble(*, norm: Norm = "linf", num_queries: int = 5000, bounds=(0.0, 1.0)) -> dict[str, Callable]:
+def standard_ensemble(
+    *, norm: Norm = "linf", num_queries: int = 5000, bounds: Bounds = (0.0, 1.0)
+) -> dict[str, Function]:
     """The four attacks by name, each (f, x, y, key, epsilon) -> AttackResult, for `evaluation.worst_case`.
 
     FAB finds distances; what lies beyond epsilon counts as not fooled.
+
+    Args:
+        norm: "linf" or "l2".
+        num_queries: of Square.
+        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
+
+    Returns:
+        {"apgd-ce": ..., "apgd-t": ..., "fab-t": ..., "square": ...}.
+
+    Example:
+        >>> list(standard_ensemble(norm="l2"))
+        ['apgd-ce', 'apgd-t', 'fab-t', 'square']
+
+    Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
-    options = {"norm": norm, "bounds": bounds}
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds}
     return {
         "apgd-ce": partial(_at, apgd, options),
-        "apgd-t": partial(_at, apgd_targeted, options),
+        "apgd-t": partial(_at, apgd, options | {"loss": "targeted"}),
         "fab-t": partial(_fab_within, options),
         "square": partial(_at, square, options | {"num_queries": num_queries}),
     }
 
 
 def auto_attack(
-    f: Callable,
-    x,
-    y,
-    key: jax.Array,
+    f: Function,
+    x: ArrayLike,
+    y: ArrayLike,
+    key: Array,
     *,
-    epsilon,
+    epsilon: ArrayLike,
     norm: Norm = "linf",
     num_queries: int = 5000,
-    bounds=(0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
     """The standard ensemble in a ball of radius epsilon: a sample is robust if none of the four attacks fools it.
 
@@ -50,7 +70,7 @@ def auto_attack(
         epsilon: radius in raw pixels, scalar or [B].
         norm: "linf" or "l2".
         num_queries: of Square.
-        bounds: (low, high) of a pixel.
+        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
 
     Returns:
         AttackResult of the first attack that fools each sample, distances in `norm`.
@@ -60,24 +80,36 @@ def auto_attack(
 
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
-    keys = sample_keys(key, len(x))
-    result = None
+    keys = sample_keys(key, len(x))  # type: ignore[arg-type]
+    result: AttackResult | None = None
     for i, attack in enumerate(standard_ensemble(norm=norm, num_queries=num_queries, bounds=bounds).values()):
-        new = attack(f, x, y, jax.vmap(jax.random.fold_in, (0, None))(keys, i), epsilon)
+        new: AttackResult = attack(f, x, y, jax.vmap(jax.random.fold_in, (0, None))(keys, i), epsilon)
         result = new if result is None else _first(result, new)
+    assert result is not None
     return result
 
 
-def _at(attack, options, f, x, y, key, epsilon):
-    return attack(f, x, y, key, epsilon=epsilon, **options)
+def _at(
+    attack: Function, options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: ArrayLike
+) -> AttackResult:
+    result: AttackResult = attack(f, x, y, key, epsilon=epsilon, **options)
+    return result
 
 
-def _fab_within(options, f, x, y, key, epsilon):
+def _fab_within(
+    options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: ArrayLike
+) -> AttackResult:
     result = fab(f, x, y, key, **options)
     inside = result.success & (result.distance <= jnp.asarray(epsilon))
-    x_adv = jnp.where(spread(inside, x) > 0, result.x_adv, x)
-    return result._replace(x_adv=x_adv, success=inside, distance=jnp.where(inside, result.distance, jnp.inf))
+    reached = jnp.where(inside, result.distance, jnp.inf)
+    return result._replace(x_adv=choose(inside, result.x_adv, x), success=inside, distance=reached)
 
 
 def _first(old: AttackResult, new: AttackResult) -> AttackResult:
-    return jax.tree.map(lambda o, n: jnp.where(spread(old.success, o.astype(jnp.float32)) > 0, o, n), old, new)
+    """The old result where it fools, else the new one."""
+
+    def keep(old_leaf: Array, new_leaf: Array) -> Array:
+        rows = old.success.reshape(-1, *(1,) * (old_leaf.ndim - 1))
+        return jnp.where(rows, old_leaf, new_leaf)
+
+    return AttackResult(*map(keep, old, new))

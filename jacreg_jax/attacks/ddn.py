@@ -1,35 +1,43 @@
 """Decoupled direction and norm: the cheap minimum-norm L2 attack."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from jacreg_jax import checks
+from jacreg_jax.attacks.gradient import ascent_direction, is_zero
 from jacreg_jax.attacks.losses import log_odds
-from jacreg_jax.attacks.pgd import ascent_direction
-from jacreg_jax.attacks.result import (
-    AttackResult,
-    check_count,
-    check_inputs,
-    distance,
-    finish,
-    is_fooled,
-    sample_keys,
-    spread,
-)
+from jacreg_jax.attacks.result import AttackResult, choose, distance, is_fooled, spread
+from jacreg_jax.attacks.start import begin, finish
+from jacreg_jax.checks import Bounds
+from jacreg_jax.deprecation import renamed_arguments
+from jacreg_jax.keys import normal_like, sample_keys
+from jacreg_jax.types import Array, Function
 
 
+class _State(NamedTuple):
+    delta: Array
+    epsilon: Array  # [B] radius of the next step
+    best: Array  # the shortest fooling delta
+    shortest: Array  # [B] its length
+    steps: Array  # [B] int32
+    grad_zero: Array  # [B] bool, at the clean sample
+
+
+@renamed_arguments(initial_epsilon="init_epsilon")
 def ddn(
-    f: Callable,
-    x,
-    y,
-    key: jax.Array,
+    f: Function,
+    x: ArrayLike,
+    y: ArrayLike,
+    key: Array,
     *,
     num_steps: int = 100,
-    initial_epsilon: float = 1.0,
+    init_epsilon: float = 1.0,
     gamma: float = 0.05,
-    loss: Callable = log_odds,
-    bounds=(0.0, 1.0),
+    loss: Function = log_odds,
+    bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
     """The nearest fooling image in L2 by gradient steps whose radius shrinks while fooled and grows while not.
 
@@ -42,58 +50,66 @@ def ddn(
         y: integer labels [B].
         key: typed key, or B of them; used where a gradient is zero.
         num_steps: gradient steps.
-        initial_epsilon: first radius in raw pixels.
+        init_epsilon: first radius in raw pixels.
         gamma: relative change of the radius in a step.
         loss: per-sample loss of (logits, y), climbed.
-        bounds: (low, high) of a pixel.
+        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
 
     Returns:
         AttackResult with L2 distances.
 
     Raises:
-        TypeError, ValueError: see `result.check_inputs`; num_steps below 1; key is not a typed key.
+        TypeError, ValueError: see `start.begin`; num_steps below 1; key is not a typed key.
+
+    Example:
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> x, y = jnp.array([[0.7], [0.9]]), jnp.array([0, 0])
+        >>> ddn(f, x, y, jax.random.key(0)).distance.round(2).tolist()
+        [0.20000000298023224, 0.4000000059604645]
 
     Reference: Rony et al. (2019), https://arxiv.org/abs/1811.09600.
     """
-    check_inputs(x, y, bounds, initial_epsilon=initial_epsilon, gamma=gamma)
-    check_count("num_steps", num_steps)
-    keys = sample_keys(key, len(x))
-    farthest = distance(jnp.maximum(x - bounds[0], bounds[1] - x), "l2")
+    start = begin(f, x, y, bounds, init_epsilon=init_epsilon, gamma=gamma)
+    num_steps = checks.count("num_steps", num_steps)
+    image, label, (low, high) = start.x, start.y, start.bounds
+    keys = sample_keys(key, len(image))
+    farthest = distance(jnp.maximum(image - low, high - image), "l2")
 
-    def climb(delta):
-        logits = f(x + delta)
-        return jnp.sum(loss(logits, y)), is_fooled(logits, y)
+    def climb(delta: Array) -> tuple[Array, Array]:
+        logits = f(image + delta)
+        return jnp.sum(loss(logits, label)), is_fooled(logits, label)
 
-    def step(i, carry):
-        delta, epsilon, best, shortest, steps, _ = carry
-        gradient, fooled = jax.grad(climb, has_aux=True)(delta)
-        direction, is_zero = _direction(gradient, keys, i)
-        length = distance(delta, "l2")
-        better = fooled & (length <= shortest)
-        best = jnp.where(spread(better, x) > 0, delta, best)
-        shortest = jnp.where(better, length, shortest)
-        steps = jnp.where(better, i, steps)
-
+    def step(i: Array, s: _State) -> _State:
+        gradient, fooled = jax.grad(climb, has_aux=True)(s.delta)
+        direction, zero = _direction(gradient, keys, i)
+        length = distance(s.delta, "l2")
+        better = fooled & (length <= s.shortest)
         rate = 0.01 + 0.99 * (1 + jnp.cos(jnp.pi * i / num_steps)) / 2
-        delta = delta + rate * direction
-        epsilon = jnp.minimum(epsilon * jnp.where(fooled, 1 - gamma, 1 + gamma), farthest)
-        delta = delta * spread(epsilon / jnp.maximum(distance(delta, "l2"), 1e-12), x)
-        return jnp.clip(x + delta, *bounds) - x, epsilon, best, shortest, steps, jnp.where(i == 0, is_zero, carry[-1])
+        delta = s.delta + rate * direction
+        epsilon = jnp.minimum(s.epsilon * jnp.where(fooled, 1 - gamma, 1 + gamma), farthest)
+        delta = delta * spread(epsilon / jnp.maximum(distance(delta, "l2"), 1e-12), image)
+        return _State(
+            delta=start.clip(image + delta) - image,
+            epsilon=epsilon,
+            best=choose(better, s.delta, s.best),
+            shortest=jnp.where(better, length, s.shortest),
+            steps=jnp.where(better, i, s.steps),
+            grad_zero=jnp.where(i == 0, zero, s.grad_zero),
+        )
 
-    zero = jnp.zeros_like(x)
-    nothing = jnp.zeros(len(x), bool)
-    start = zero, jnp.full_like(farthest, initial_epsilon), zero, farthest, jnp.zeros(len(x), jnp.int32), nothing
-    _, _, best, _, steps, grad_zero = jax.lax.fori_loop(0, num_steps, step, start)
-    return finish(f, x, y, x + best, norm="l2", steps=steps, grad_zero=grad_zero)
+    zero = jnp.zeros_like(image)
+    first = _State(zero, jnp.full_like(farthest, init_epsilon), zero, farthest, start.zeros(), start.none())
+    end = jax.lax.fori_loop(0, num_steps, step, first)
+    return finish(start, image + end.best, norm="l2", steps=end.steps, grad_zero=end.grad_zero)
 
 
-def _direction(gradient, keys, i):
+def _direction(gradient: Array, keys: Array, i: Array) -> tuple[Array, Array]:
     """The unit gradient, or a random unit vector where it is zero; and where it was."""
-    is_zero = jnp.all(gradient.reshape(len(gradient), -1) == 0, axis=1)
-    draw = lambda key, g: jax.random.normal(jax.random.fold_in(key, i), g.shape, g.dtype)
+    zero = is_zero(gradient)
 
-    def with_random(gradient):
-        return jnp.where(spread(is_zero, gradient) > 0, jax.vmap(draw)(keys, gradient), gradient)
+    def with_random(gradient: Array) -> Array:
+        drawn = jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+        return choose(zero, normal_like(drawn, gradient), gradient)
 
-    gradient = jax.lax.cond(jnp.any(is_zero), with_random, lambda g: g, gradient)
-    return ascent_direction(gradient, "l2"), is_zero
+    gradient = jax.lax.cond(jnp.any(zero), with_random, lambda g: g, gradient)
+    return ascent_direction(gradient, "l2"), zero

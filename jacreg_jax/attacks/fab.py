@@ -1,30 +1,32 @@
 """Fast adaptive boundary attack, targeted: projections onto the linearised boundary within the box."""
 
-from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from jacreg_jax import checks
 from jacreg_jax.attacks.losses import true_logit
-from jacreg_jax.attacks.result import (
-    AttackResult,
-    Norm,
-    check_count,
-    check_inputs,
-    distance,
-    finish,
-    is_correct,
-    is_fooled,
-    spread,
-    zero_gradient,
-)
+from jacreg_jax.attacks.result import AttackResult, Norm, choose, distance, is_fooled, spread
+from jacreg_jax.attacks.start import begin, finish
+from jacreg_jax.checks import Bounds
+from jacreg_jax.types import Array, Function
+
+
+class _Best(NamedTuple):
+    """The nearest fooling point of the unit box so far, over all targets."""
+
+    u: Array
+    distance: Array  # [B]; +inf where none was found, 0 where wrong from the start
+    steps: Array  # [B] int32
 
 
 def fab(
-    f: Callable,
-    x,
-    y,
-    key=None,
+    f: Function,
+    x: ArrayLike,
+    y: ArrayLike,
+    key: Array | None = None,
     *,
     norm: Norm = "l2",
     num_targets: int = 9,
@@ -32,7 +34,7 @@ def fab(
     overshoot: float = 1.05,
     alpha_max: float = 0.1,
     beta: float = 0.9,
-    bounds=(0.0, 1.0),
+    bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
     """The nearest fooling image by projecting onto z_target - z_y = 0, linearised, towards each likely class in turn.
 
@@ -50,62 +52,66 @@ def fab(
         overshoot: eta of the paper.
         alpha_max: largest weight of the projection from the image.
         beta: the pull back.
-        bounds: (low, high) of a pixel.
+        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
 
     Returns:
         AttackResult with distances in `norm`.
 
     Raises:
-        TypeError, ValueError: see `result.check_inputs`; counts below 1.
+        TypeError, ValueError: see `start.begin`; counts below 1.
+
+    Example:
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> x, y = jnp.array([[0.7], [0.9]]), jnp.array([0, 0])
+        >>> fab(f, x, y).distance.round(2).tolist()
+        [0.20999999344348907, 0.41999998688697815]
 
     Reference: Croce, Hein (2019), https://arxiv.org/abs/1907.02044.
     """
     del key
-    check_inputs(x, y, bounds, norm=norm)
-    check_count("num_targets", num_targets)
-    check_count("num_steps", num_steps)
-    low, span = bounds[0], bounds[1] - bounds[0]
-    unit = (x - low) / span  # the projections work in the unit box
-    logits = f(x)
-    order = jnp.argsort(logits, axis=1)
-    classes = logits.shape[1]
+    start = begin(f, x, y, bounds, norm=norm)
+    num_targets = min(checks.count("num_targets", num_targets), start.num_classes - 1)
+    num_steps = checks.count("num_steps", num_steps)
+    label, low, span = start.y, start.bounds[0], start.bounds[1] - start.bounds[0]
+    image = (start.x - low) / span  # the projections work in the unit box
+    order = jnp.argsort(start.logits, axis=1)
 
-    def one_target(k, carry):
-        target = jnp.take(order, classes - 2 - k, axis=1)
+    def lead(u: Array, target: Array) -> tuple[Array, Array]:
+        z = f(low + span * u)
+        difference = true_logit(z, target) - true_logit(z, label)
+        return jnp.sum(difference), difference
 
-        def lead(u):
-            z = f(low + span * u)
-            difference = true_logit(z, target) - true_logit(z, y)
-            return jnp.sum(difference), difference
+    def step(u: Array, target: Array) -> Array:
+        """Towards the linearised boundary, from here and from the image."""
+        w, difference = jax.grad(lead, has_aux=True)(u, target)
+        offset = jnp.sum((w * u).reshape(len(u), -1), axis=1) - difference  # the hyperplane is w . u = offset
+        from_here, from_image = (project_to_plane(p, w, offset, norm) for p in (u, image))
+        here, there = (jnp.maximum(distance(d, norm), 1e-8) for d in (from_here, from_image))
+        alpha = spread(jnp.clip(here / (here + there), 0, alpha_max), u)
+        return jnp.clip((1 - alpha) * (u + overshoot * from_here) + alpha * (image + overshoot * from_image), 0, 1)
 
-        def step(i, carry):
-            u, best, shortest, steps = carry
-            w, difference = jax.grad(lead, has_aux=True)(u)
-            offset = jnp.sum((w * u).reshape(len(u), -1), axis=1) - difference  # the hyperplane is w . u = offset
-            from_here, from_image = (project_to_plane(p, w, offset, norm) for p in (u, unit))
-            here, image = (jnp.maximum(distance(d, norm), 1e-8) for d in (from_here, from_image))
-            alpha = spread(jnp.clip(here / (here + image), 0, alpha_max), u)
-            u = jnp.clip((1 - alpha) * (u + overshoot * from_here) + alpha * (unit + overshoot * from_image), 0, 1)
-            fooled = is_fooled(f(low + span * u), y)
-            length = distance(u - unit, norm)
-            better = fooled & (length < shortest)
-            best = jnp.where(spread(better, u) > 0, u, best)
-            steps = jnp.where(better, k * num_steps + i + 1, steps)
-            u = jnp.where(spread(fooled, u) > 0, unit + beta * (u - unit), u)
-            return u, best, jnp.where(better, length, shortest), steps
+    def one_target(k: Array, best: _Best) -> _Best:
+        target = jnp.take(order, start.num_classes - 2 - k, axis=1)
 
-        best, shortest, steps = carry
-        _, *carry = jax.lax.fori_loop(0, num_steps, step, (unit, best, shortest, steps))
-        return tuple(carry)
+        def body(i: Array, carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
+            u, best = step(carry[0], target), carry[1]
+            fooled = is_fooled(f(low + span * u), label)
+            length = distance(u - image, norm)
+            better = fooled & (length < best.distance)
+            new = _Best(u, length, jnp.full_like(best.steps, k * num_steps + i + 1))
+            pulled_back = choose(fooled, image + beta * (u - image), u)
+            return pulled_back, jax.tree.map(lambda n, b: choose(better, n, b), new, best)
 
-    shortest = jnp.where(is_correct(logits, y), jnp.inf, 0).astype(x.dtype)
-    start = unit, shortest, jnp.zeros(len(x), jnp.int32)
-    best, shortest, steps = jax.lax.fori_loop(0, min(num_targets, classes - 1), one_target, start)
-    x_adv = jnp.where(spread(jnp.isinf(shortest), x) > 0, x, low + span * best)
-    return finish(f, x, y, x_adv, norm=norm, steps=steps, grad_zero=zero_gradient(f, x, y))
+        _, best = jax.lax.fori_loop(0, num_steps, body, (image, best))
+        return best
+
+    farthest = jnp.where(start.clean_correct, jnp.inf, 0).astype(image.dtype)
+    best = jax.lax.fori_loop(0, num_targets, one_target, _Best(image, farthest, start.zeros()))
+    x_adv = choose(jnp.isinf(best.distance), start.x, low + span * best.u)
+    return finish(start, x_adv, norm=norm, steps=best.steps)
 
 
-def project_to_plane(u, w, offset, norm: Norm) -> jax.Array:
+def project_to_plane(u: Array, w: Array, offset: Array, norm: Norm) -> Array:
     """The shortest d with w . (u + d) = offset and 0 <= u + d <= 1; as near as the box allows where there is none.
 
     With the sign of w such that w . u >= offset, d(s) = clip(-s v, -u, 1 - u), v = w in L2 and sign(w) in L-infinity.
@@ -120,17 +126,18 @@ def project_to_plane(u, w, offset, norm: Norm) -> jax.Array:
     Returns:
         d, [B, ...].
     """
-    rows = lambda a: a.reshape(len(a), -1)
-    flat, normal = rows(u), rows(w)
+    flat, normal = u.reshape(len(u), -1), w.reshape(len(w), -1)
     scale = jnp.max(jnp.abs(normal), axis=1, keepdims=True)  # genuine gradients can lie below any fixed threshold
     scale = jnp.where(scale > 0, scale, 1)
     normal, offset = normal / scale, offset[:, None] / scale
     gap = jnp.sum(normal * flat, axis=1, keepdims=True) - offset
     normal, gap = jnp.where(gap >= 0, normal, -normal), jnp.abs(gap)
     v = normal if norm == "l2" else jnp.sign(normal)
-    move = lambda s: jnp.clip(-s * v, -flat, 1 - flat)
 
-    def newton(carry):
+    def move(s: Array) -> Array:
+        return jnp.clip(-s * v, -flat, 1 - flat)
+
+    def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         i, s, _ = carry
         d = move(s)
         missing = gap + jnp.sum(normal * d, axis=1, keepdims=True)
@@ -140,6 +147,6 @@ def project_to_plane(u, w, offset, norm: Norm) -> jax.Array:
         s = s + jnp.where(slope > 0, jnp.maximum(missing, 0) / jnp.where(slope > 0, slope, 1), 0)
         return i + 1, s, (missing > 1e-6 * gap) & (slope > 0)
 
-    begin = 0, jnp.zeros_like(gap), jnp.ones_like(gap, bool)
-    _, s, _ = jax.lax.while_loop(lambda c: (c[0] < 50) & jnp.any(c[2]), newton, begin)
+    first = jnp.zeros((), jnp.int32), jnp.zeros_like(gap), jnp.ones_like(gap, bool)
+    _, s, _ = jax.lax.while_loop(lambda c: (c[0] < 50) & jnp.any(c[2]), newton, first)
     return move(s).reshape(u.shape)

@@ -1,20 +1,26 @@
 """Fast gradient sign method, Eq. 10 of the paper."""
 
-from collections.abc import Callable
-
-import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
+from jacreg_jax.attacks.gradient import is_zero, loss_gradient
 from jacreg_jax.attacks.losses import log_odds
-from jacreg_jax.attacks.result import AttackResult, check_inputs, finish, spread
+from jacreg_jax.attacks.result import AttackResult, spread
+from jacreg_jax.attacks.start import begin, finish
+from jacreg_jax.checks import Bounds
+from jacreg_jax.types import Array, Function
 
 
-def loss_gradient(f: Callable, x, y, loss: Callable = log_odds) -> jax.Array:
-    """D loss_a / d x_a of every sample; the sum over the batch, so that no sample sees the batch size."""
-    return jax.grad(lambda x: jnp.sum(loss(f(x), y)))(x)
-
-
-def fgsm(f: Callable, x, y, key=None, *, epsilon, loss: Callable = log_odds, bounds=(0.0, 1.0)) -> AttackResult:
+def fgsm(
+    f: Function,
+    x: ArrayLike,
+    y: ArrayLike,
+    key: Array | None = None,
+    *,
+    epsilon: ArrayLike,
+    loss: Function = log_odds,
+    bounds: Bounds = (0.0, 1.0),
+) -> AttackResult:
     """clip(x + epsilon * sign(d loss / d x)): one step of the gradient's sign.
 
     Args:
@@ -24,19 +30,25 @@ def fgsm(f: Callable, x, y, key=None, *, epsilon, loss: Callable = log_odds, bou
         key: not used; here for the common order of arguments.
         epsilon: size of the step in raw pixels, scalar or [B].
         loss: per-sample loss of (logits, y); the default has the cross-entropy's direction, see `losses.log_odds`.
-        bounds: (low, high) of a pixel.
+        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
 
     Returns:
         AttackResult with L-infinity distances.
 
     Raises:
-        TypeError, ValueError: see `result.check_inputs`.
+        TypeError, ValueError: see `start.begin`.
+
+    Example:
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> x, y = jnp.array([[0.7], [0.9]]), jnp.array([0, 0])
+        >>> fgsm(f, x, y, epsilon=0.3).success.tolist()
+        [True, False]
 
     Reference: Goodfellow, Shlens, Szegedy (2014), https://arxiv.org/abs/1412.6572.
     """
     del key
-    check_inputs(x, y, bounds, epsilon=epsilon)
-    gradient = loss_gradient(f, x, y, loss)
-    x_adv = jnp.clip(x + spread(epsilon, x) * jnp.sign(gradient), *bounds)
-    grad_zero = jnp.all(gradient.reshape(len(x), -1) == 0, axis=1)
-    return finish(f, x, y, x_adv, norm="linf", steps=jnp.ones(len(x), jnp.int32), grad_zero=grad_zero)
+    start = begin(f, x, y, bounds, epsilon=epsilon)
+    gradient = loss_gradient(f, start.x, start.y, loss)
+    x_adv = start.clip(start.x + spread(epsilon, start.x) * jnp.sign(gradient))
+    steps = jnp.ones(len(start.x), jnp.int32)
+    return finish(start, x_adv, norm="linf", steps=steps, grad_zero=is_zero(gradient))

@@ -1,14 +1,17 @@
 """White noise, Eq. 9 of the paper."""
 
-from collections.abc import Callable
+from jax.typing import ArrayLike
 
-import jax
-import jax.numpy as jnp
+from jacreg_jax.attacks.result import AttackResult, spread
+from jacreg_jax.attacks.start import begin, finish
+from jacreg_jax.checks import Bounds
+from jacreg_jax.keys import normal_like
+from jacreg_jax.types import Array, Function
 
-from jacreg_jax.attacks.result import AttackResult, check_inputs, finish, sample_keys, spread
 
-
-def white_noise(f: Callable, x, y, key: jax.Array, *, sigma, bounds=(0.0, 1.0)) -> AttackResult:
+def white_noise(
+    f: Function, x: ArrayLike, y: ArrayLike, key: Array, *, sigma: ArrayLike, bounds: Bounds = (0.0, 1.0)
+) -> AttackResult:
     """X + N(0, sigma^2) in every pixel, clipped to bounds; one draw for each sample.
 
     Args:
@@ -17,16 +20,23 @@ def white_noise(f: Callable, x, y, key: jax.Array, *, sigma, bounds=(0.0, 1.0)) 
         y: integer labels [B].
         key: typed key, or B of them.
         sigma: standard deviation in raw pixels (the paper's text says variance); scalar or [B].
-        bounds: (low, high) of a pixel.
+        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
 
     Returns:
-        AttackResult with L2 distances.
+        AttackResult with L2 distances. No gradient is taken: grad_zero is False, steps is 0.
 
     Raises:
-        TypeError, ValueError: see `result.check_inputs`; key is not a typed key.
+        TypeError, ValueError: see `start.begin`; key is not a typed key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> x, y = jnp.array([[0.7], [0.9]]), jnp.array([0, 0])
+        >>> white_noise(f, x, y, jax.random.key(0), sigma=1e-3).success.tolist()
+        [False, False]
+
+    Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Eq. 9.
     """
-    check_inputs(x, y, bounds, sigma=sigma)
-    noise = jax.vmap(lambda k, x: jax.random.normal(k, x.shape, x.dtype))(sample_keys(key, len(x)), x)
-    x_adv = jnp.clip(x + spread(sigma, x) * noise, *bounds)
-    nothing = jnp.zeros(len(x), bool)
-    return finish(f, x, y, x_adv, norm="l2", steps=nothing, grad_zero=nothing)
+    start = begin(f, x, y, bounds, sigma=sigma)
+    x_adv = start.clip(start.x + spread(sigma, start.x) * normal_like(key, start.x))
+    return finish(start, x_adv, norm="l2", steps=start.none(), grad_zero=start.none())
