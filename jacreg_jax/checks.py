@@ -36,6 +36,20 @@ def count(name: str, value: Any, *, least: int = 1) -> int:
     raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
 
 
+def optional_count(name: str, value: Any) -> int | None:
+    """None, or as `count`.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if value is None:
+        return None
+    try:
+        return count(name, value)
+    except ValueError:
+        raise ValueError(f"{name} must be None or an integer of at least 1, got {value!r}") from None
+
+
 def non_negative(name: str, value: Any, *, batch: int | None = None) -> None:
     """A finite number of at least 0, or with `batch` also one for each sample, [B].
 
@@ -144,7 +158,7 @@ def inputs(x: Any, name: str = "x", *, what: str = "floating point raw pixels") 
         raise ValueError(f"{name} must have a batch axis in front, [B, ...], got a scalar")
     if 0 in x.shape:
         raise ValueError(f"{name} must hold at least one sample and one entry in each, got shape {tuple(x.shape)}")
-    return jnp.asarray(x)
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
 
 
 def labels(y: Any, shape: Sequence[int], num_classes: int, name: str = "y") -> jax.Array:

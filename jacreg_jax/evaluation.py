@@ -1,101 +1,153 @@
 """What a model is worth: accuracy, Jacobian norms, robust accuracy and fooling distances, over padded equal batches.
 
-Functions take ``f`` first: [B, ...] -> [B, C], parameters closed over. Give ``jax.tree_util.Partial(apply, params)``,
-as `models.predictor` makes it, and new parameters do not recompile. Random functions fold the key with the index of the
-sample, so that no result depends on the batch size or on the padding.
+Functions take ``f`` first: [B, ...] -> [B, C], parameters closed over; new parameters do not recompile. Random
+functions fold the key with the index of the sample, so that no result depends on the batch size or on the padding. What
+an attack refuses when it is called directly is refused here before anything runs.
 """
 
-from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-Progress = Callable[[Iterable], Iterable]
+from jacreg_jax import checks, deprecation
+from jacreg_jax.batches import Progress as Progress, map_batches as map_batches
+from jacreg_jax.fooling import (
+    fooling_curve as fooling_curve,
+    median_distance as median_distance,
+    robust_accuracy as robust_accuracy,
+)
+from jacreg_jax.jacobian import exact_frobenius_sq
+from jacreg_jax.keys import sample_keys
+from jacreg_jax.predictions import predicted_class
+from jacreg_jax.types import Array, Function
 
 
-def map_batches(fn: Callable, f: Callable, *arrays, batch_size: int = 500, progress: Progress | None = None):
-    """fn(f, *rows) over N samples in padded batches of one size, compiled once; the padding is dropped.
+def accuracy(f: Function, x: Any, y: Any, *, batch_size: int = 500) -> float:
+    """Share of samples with argmax f(x) = y; logits that are not finite are wrong.
 
     Args:
-        fn: (f, *rows [B, ...]) -> pytree of [B, ...], each row from its own row alone. Define it once: another
-            function object is another compilation.
-        f: function under study.
-        *arrays: [N, ...] each; typed keys are welcome.
-        batch_size: B, at most N is used.
-        progress: wraps the batches, such as `tqdm.tqdm`.
+        f: [B, ...] -> logits [B, C], or [B, T, C] for labels [N, T].
+        x: [N, ...].
+        y: integer labels [N], each in [0, C).
+        batch_size: B.
 
     Returns:
-        Pytree of numpy arrays [N, ...].
+        A share from 0 to 1.
 
     Raises:
-        ValueError: no samples, arrays of different lengths, or batch_size below 1.
+        TypeError: y is not integer.
+        ValueError: y is not of the logits' leading shape, or holds other labels; see `map_batches`.
+
+    Example:
+        >>> accuracy(lambda x: x, np.eye(3), np.array([0, 1, 0]))
+        0.6666666865348816
     """
-    lengths = [len(a) for a in arrays]
-    if len(set(lengths)) != 1 or lengths[0] == 0:
-        raise ValueError(f"arrays must hold the same number of samples, at least one; got {lengths}")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    n = lengths[0]
-    batch_size = min(batch_size, n)
-    f = f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)
-    starts = range(0, n, batch_size)
-    parts = []
-    for start in progress(starts) if progress else starts:
-        rows = np.minimum(np.arange(start, start + batch_size), n - 1)  # the last sample fills the last batch
-        parts.append(jax.device_get(jax.jit(fn)(f, *(a[rows] for a in arrays))))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)
-
-
-def accuracy(f: Callable, x, y, *, batch_size: int = 500) -> float:
-    """Share of samples with argmax f(x) = y; x [N, ...], y integer [N]."""
     return float(map_batches(_correct, f, x, y, batch_size=batch_size).mean())
 
 
-def jacobian_norms(frobenius_sq: Callable, f: Callable, x, *, batch_size: int = 100) -> np.ndarray:
-    """||J||_F of every sample, [N]; x in the space the Jacobian is wanted in, frobenius_sq(f, x) -> [B].
+def jacobian_norms(
+    f: Function, x: Any, *args: Any, frobenius_sq: Function = exact_frobenius_sq, batch_size: int = 100
+) -> "np.ndarray[Any, Any]":
+    """||J||_F of every sample, [N].
 
-    Pass `jacreg_jax.exact_frobenius_sq`.
+    Args:
+        f: [B, ...] -> [B, ...].
+        x: [N, ...], in the space the Jacobian is wanted in.
+        *args: none; (frobenius_sq, f, x) is the deprecated order.
+        frobenius_sq: (f, x) -> [B].
+        batch_size: B.
+
+    Returns:
+        [N], not squared.
+
+    Raises:
+        TypeError, ValueError: see `map_batches` and `exact_frobenius_sq`.
+
+    Example:
+        >>> jacobian_norms(lambda x: 3 * x, np.ones((2, 4), np.float32)).tolist()
+        [6.0, 6.0]
     """
-    return np.sqrt(map_batches(frobenius_sq, f, x, batch_size=batch_size))
+    if args:
+        deprecation.warn("jacobian_norms(frobenius_sq, f, x)", "jacobian_norms(f, x, frobenius_sq=...)")
+        frobenius_sq, f, x = f, x, *args
+    norms: np.ndarray[Any, Any] = np.sqrt(map_batches(frobenius_sq, f, x, batch_size=batch_size))
+    return norms
 
 
-def norm_summary(norms: np.ndarray) -> dict[str, float]:
-    """Both readings of "the" ||J||_F, mean(||J||) and sqrt(mean ||J||^2): the paper does not say which."""
-    return {"mean": float(np.mean(norms)), "rms": float(np.sqrt(np.mean(np.square(norms))))}
+def norm_summary(norms: ArrayLike) -> dict[str, float]:
+    """Both readings of "the" ||J||_F, mean(||J||) and sqrt(mean ||J||^2): the paper does not say which.
+
+    Args:
+        norms: [N].
+
+    Returns:
+        {"mean": ..., "rms": ...}.
+
+    Example:
+        >>> norm_summary(np.array([1.0, 7.0]))
+        {'mean': 4.0, 'rms': 5.0}
+    """
+    return {"mean": float(np.mean(np.asarray(norms))), "rms": float(np.sqrt(np.mean(np.square(np.asarray(norms)))))}
 
 
 def run_attack(
-    attack: Callable, f: Callable, x, y, key: jax.Array, *extra, batch_size: int = 500, progress: Progress | None = None
-):
-    """attack(f, x, y, keys, *extra) over N samples in padded batches, compiled once; leaves [N, ...].
+    attack: Function,
+    f: Function,
+    x: Any,
+    y: Any,
+    key: Array,
+    *extra: Any,
+    batch_size: int = 500,
+    progress: Progress | None = None,
+    **swept: Any,
+) -> Any:
+    """attack(f, x, y, keys, **swept) over N samples in padded batches, compiled once for all swept values.
 
     Args:
-        attack: (f, x [B, ...], y [B], keys [B], *extra [B, ...]) -> pytree of [B, ...] such as AttackResult. Define it
-            once: another function object is another compilation.
+        attack: (f, x [B, ...], y [B], keys [B], **swept [B]) -> pytree of [B, ...] such as AttackResult; an attack of
+            `attacks`, or a `functools.partial` of one with its fixed options. Define it once: another function object
+            is another compilation.
         f: function under attack, raw pixels -> logits.
         x: raw pixels [N, ...].
         y: integer labels [N].
         key: typed key; sample i gets fold_in(key, i).
-        *extra: more arrays [N, ...] or scalars, such as an epsilon that is swept.
+        *extra: deprecated; the same as swept, by position.
         batch_size: B.
         progress: wraps the batches, such as `tqdm.tqdm`.
+        **swept: options of the attack that change from call to call, such as epsilon=0.1: numbers or arrays [N, ...].
+
+    Returns:
+        What the attack returns, with numpy leaves [N, ...].
+
+    Raises:
+        TypeError, ValueError: see `map_batches`; what the attack raises for such x, y, key and swept values.
+
+    Example:
+        >>> from jacreg_jax import attacks
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> x, y = np.array([[0.7], [0.9]], np.float32), np.array([0, 0])
+        >>> run_attack(attacks.fgsm, f, x, y, jax.random.key(0), epsilon=0.3).success.tolist()
+        [True, False]
     """
-    extra = [np.broadcast_to(np.asarray(e, np.float32), len(x)) if np.ndim(e) == 0 else e for e in extra]
-    keys = sample_keys(key, len(x))
-    return map_batches(attack, f, x, y, keys, *extra, batch_size=batch_size, progress=progress)
+    x, y, keys = _data(x, y, key)
+    values, swept = _swept(extra, swept, len(x))
+    return map_batches(attack, f, x, y, keys, *values, batch_size=batch_size, progress=progress, **swept)
 
 
 def worst_case(
-    attacks: dict[str, Callable],
-    f: Callable,
-    x,
-    y,
-    key: jax.Array,
-    *extra,
+    attacks: dict[str, Function],
+    f: Function,
+    x: Any,
+    y: Any,
+    key: Array,
+    *extra: Any,
     batch_size: int = 500,
     progress: Progress | None = None,
-):
+    **swept: Any,
+) -> tuple[Any, dict[str, float]]:
     """The point-wise worst case of several attacks over N samples: each gets only what is still robust.
 
     Args:
@@ -104,22 +156,34 @@ def worst_case(
         x: raw pixels [N, ...].
         y: integer labels [N].
         key: typed key; attack j on sample i gets fold_in(fold_in(key, i), j).
-        *extra: as for `run_attack`.
+        *extra: deprecated; the same as swept, by position.
         batch_size: B.
         progress: wraps the batches of each attack.
+        **swept: as for `run_attack`.
 
     Returns:
         (result, robust): the result of the first attack that fools each sample, leaves [N, ...], and the share of
         samples still robust after each attack, by name.
+
+    Raises:
+        TypeError, ValueError: as `run_attack`.
+
+    Example:
+        >>> from jacreg_jax import attacks
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> x, y = np.array([[0.7], [0.9]], np.float32), np.array([0, 0])
+        >>> worst_case({"fgsm": attacks.fgsm}, f, x, y, jax.random.key(0), epsilon=0.3)[1]
+        {'fgsm': 0.5}
     """
-    extra = [np.broadcast_to(np.asarray(e, np.float32), len(x)) if np.ndim(e) == 0 else np.asarray(e) for e in extra]
-    keys = sample_keys(key, len(x))
+    x, y, keys = _data(x, y, key)
+    values, swept = _swept(extra, swept, len(x))
     left, result, robust = np.arange(len(x)), None, {}
     for j, (name, attack) in enumerate(attacks.items()):
         if len(left):
             fold = jax.vmap(jax.random.fold_in, (0, None))(keys[left], j)
-            rows = (x[left], y[left], fold, *(e[left] for e in extra))
-            new = map_batches(attack, f, *rows, batch_size=batch_size, progress=progress)
+            rows = [x[left], y[left], fold, *(value[left] for value in values)]
+            sizes = {name: value[left] for name, value in swept.items()}
+            new = map_batches(attack, f, *rows, batch_size=batch_size, progress=progress, **sizes)
             if result is None:
                 result = jax.tree.map(np.array, new)
             for whole, part in zip(jax.tree.leaves(result), jax.tree.leaves(new), strict=True):
@@ -129,42 +193,35 @@ def worst_case(
     return result, robust
 
 
-def robust_accuracy(distances, epsilon: float) -> float:
-    """Share of samples whose smallest fooling distance is above epsilon; wrong samples have distance 0."""
-    return float(np.mean(np.asarray(distances) > epsilon))
+def _correct(f: Function, x: Array, y: Array) -> Array:
+    logits = f(x)
+    return predicted_class(logits) == checks.labels(y, logits.shape[:-1], logits.shape[-1])
 
 
-def fooling_curve(distances, grid) -> np.ndarray:
-    """Test error against distance, error(d) = share of samples fooled within d; [len(grid)].
-
-    Args:
-        distances: [N]; 0 where wrong from the start, +inf where never fooled.
-        grid: distances [G], same unit.
-
-    Raises:
-        ValueError: NaN or negative distances.
-    """
-    distances = np.asarray(distances)
-    if np.isnan(distances).any() or (distances < 0).any():
-        raise ValueError("distances must be 0 or positive, +inf where never fooled; got NaN or negative ones")
-    return np.searchsorted(np.sort(distances), np.asarray(grid), side="right") / len(distances)
+def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
+    """Arrays x and y, and a key for each sample."""
+    for name, a in (("x", x), ("y", y)):
+        if not hasattr(a, "shape") or len(a.shape) == 0:
+            raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
+    return x, y, sample_keys(key, len(x))
 
 
-def median_distance(distances, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0) -> dict[str, float]:
-    """Median of the fooling distances with its percentile-bootstrap interval over samples; inf stays inf."""
-    distances = np.asarray(distances)
-    rows = np.random.default_rng(seed).integers(0, len(distances), (resamples, len(distances)))
-    # the order statistics themselves: interpolation between two infinities would be NaN
-    middle = lambda d: np.sort(d, axis=-1)[..., (len(distances) - 1) // 2]
-    medians = np.sort(middle(distances[rows]))
-    tail = round((1 - confidence) / 2 * (resamples - 1))
-    return {"median": float(middle(distances)), "low": float(medians[tail]), "high": float(medians[-1 - tail])}
+def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[Any], dict[str, Any]]:
+    """Numbers as float32 [N], arrays [N, ...] as they are; by position and by name."""
+    if extra:
+        deprecation.warn("passing swept values by position", "their names, such as epsilon=0.1", stacklevel=4)
 
+    def rows(name: str, value: Any) -> Any:
+        array = value if hasattr(value, "shape") else np.asarray(value)
+        if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
+            raise TypeError(f"{name} must be a number or numbers [N] to be swept, got {value!r}; see functools.partial")
+        if array.ndim == 0:
+            return np.broadcast_to(np.asarray(array, np.float32), n)
+        if len(array) != n:
+            raise ValueError(
+                f"{name} must be a number or hold one for each of the {n} samples; got shape {array.shape}"
+            )
+        return array
 
-def sample_keys(key: jax.Array, n: int) -> jax.Array:
-    """One typed key for each of n samples, fold_in(key, i)."""
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(n))
-
-
-def _correct(f, x, y):
-    return jnp.argmax(f(x), axis=-1) == y
+    by_position = [rows(f"value {i}", value) for i, value in enumerate(extra)]
+    return by_position, {name: rows(name, value) for name, value in swept.items()}

@@ -4,17 +4,22 @@ All take f: raw pixels [B, ...] -> logits [B, C], x raw pixels and integer label
 """
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
-from jacreg_jax import attacks, evaluation
-from jacreg_jax.attacks.losses import others, true_logit
+from jacreg_jax import attacks, checks as values, evaluation
 from jacreg_jax.attacks.gradient import zero_gradient
-from jacreg_jax.attacks.result import Norm
+from jacreg_jax.attacks.losses import others, true_logit
+from jacreg_jax.attacks.result import NORMS, Norm, is_correct, spread
+from jacreg_jax.attacks.start import begin
+from jacreg_jax.keys import normal_like
+from jacreg_jax.types import Array, Function
 
 
 class Check(NamedTuple):
@@ -25,47 +30,86 @@ class Check(NamedTuple):
     passed: bool
 
 
-def linearised_margin(f: Callable, x, y, *, norm: Norm = "l2") -> jax.Array:
+def linearised_margin(f: Function, x: ArrayLike, y: ArrayLike, *, norm: Norm = "l2") -> Array:
     """min_c (z_y - z_c) / ||grad (z_y - z_c)||_dual: the distance to the boundary if f were linear; [B].
 
     The dual of L2 is L2 and that of L-infinity L1. Not a bound: a ratio to found distances above 1 means that the
-    linearisation promises more than there is. +inf where a gradient is zero.
+    linearisation promises more than there is.
+
+    Args:
+        f: batched function, [B, ...] -> logits [B, C], rows independent.
+        x: floating point inputs [B, ...], of any range.
+        y: integer labels [B].
+        norm: of the distance, "l2" or "linf".
+
+    Returns:
+        [B]; negative where the sample is wrong, +inf where every gradient is zero, NaN where a logit is.
+
+    Raises:
+        TypeError, ValueError: see `attacks.start.begin`.
+
+    Example:
+        >>> f = lambda x: jnp.stack([x[:, 0], 1 - x[:, 0]], axis=1)  # class 0 above 0.5
+        >>> linearised_margin(f, jnp.array([[0.75], [0.5]]), jnp.array([0, 0])).tolist()
+        [0.25, 0.0]
     """
+    values.one_of("norm", norm, NORMS)
+    x = values.inputs(x)
     z, vjp = jax.vjp(f, x)
+    y = values.labels(y, x.shape[:1], values.num_classes(z, len(x)))
     classes = z.shape[-1]
 
-    def slope(c):
+    def slope(c: Array) -> Array:
         direction = jax.nn.one_hot(y, classes, dtype=z.dtype) - jax.nn.one_hot(c, classes, dtype=z.dtype)[None]
         gradient = vjp(direction)[0].reshape(len(x), -1)
         return jnp.sqrt(jnp.sum(gradient**2, axis=1)) if norm == "l2" else jnp.sum(jnp.abs(gradient), axis=1)
 
     slopes = jax.lax.map(slope, jnp.arange(classes)).T  # [B, C]
     lead = true_logit(z, y)[:, None] - others(z, y)  # +inf at y itself
-    return jnp.min(jnp.where(slopes > 0, lead / jnp.where(slopes > 0, slopes, 1), jnp.inf), axis=1)
+    margins = jnp.min(jnp.where(slopes > 0, lead / jnp.where(slopes > 0, slopes, 1), jnp.inf), axis=1)
+    return jnp.where(jnp.isfinite(z).all(-1), margins, jnp.nan)
 
 
-def zero_gradient_share(f: Callable, x, y, *, batch_size: int = 500) -> float:
-    """Share of samples whose loss has a gradient of exactly zero at the clean image; should be 0."""
-    return float(evaluation.map_batches(zero_gradient, f, x, y, batch_size=batch_size).mean())
+def zero_gradient_share(f: Function, x: Any, y: Any, *, batch_size: int = 500) -> float:
+    """Share of samples whose loss has a gradient of exactly zero at the clean image; should be 0.
+
+    Args:
+        f: raw pixels [B, ...] -> logits [B, C].
+        x: floating point inputs [N, ...].
+        y: integer labels [N].
+        batch_size: B.
+
+    Returns:
+        A share from 0 to 1.
+
+    Raises:
+        TypeError, ValueError: see `attacks.start.begin` and `evaluation.map_batches`.
+
+    Example:
+        >>> zero_gradient_share(jnp.round, np.array([[0.2, 0.9]], np.float32), np.array([1]))
+        1.0
+    """
+    return float(evaluation.map_batches(_zero_gradient, f, x, y, batch_size=batch_size).mean())
 
 
 def checks(
-    f: Callable,
-    x,
-    y,
-    key: jax.Array,
+    f: Function,
+    x: Any,
+    y: Any,
+    key: Array,
     *,
     epsilon: float,
     norm: Norm = "linf",
     num_steps: Sequence[int] = (10, 40, 100),
     num_queries: int = 1000,
     tolerance: float = 0.002,
-    bounds=(0.0, 1.0),
+    bounds: values.Bounds = (0.0, 1.0),
     batch_size: int = 500,
     progress: evaluation.Progress | None = None,
 ) -> dict[str, Check]:
     """The usual checks against gradient masking, by name, each with its value, limit and verdict.
 
+    - not finite: share of samples whose clean logits are not finite; 0.
     - zero gradient: share of samples without a gradient; 0.
     - square gains: share of samples that Square fools and APGD does not; at most tolerance.
     - more steps: largest rise of robust accuracy from fewer to more PGD steps; at most tolerance.
@@ -75,51 +119,54 @@ def checks(
     - single step: accuracy under iterated PGD minus accuracy under FGSM; at most tolerance.
 
     Args:
-        f: raw pixels [B, H, W, C] -> logits.
-        x: raw pixels [N, H, W, C].
+        f: raw pixels [B, ...] -> logits [B, C].
+        x: raw pixels [N, ...]: images [N, H, W, C], or anything else.
         y: integer labels [N].
         key: typed key.
-        epsilon: radius in raw pixels.
+        epsilon: radius in raw pixels, above 0.
         norm: "linf" or "l2".
         num_steps: of PGD, rising.
         num_queries: of Square.
         tolerance: share of samples.
-        bounds: (low, high) of a pixel.
+        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to one sample.
         batch_size: B.
         progress: wraps the batches of each attack.
 
     Returns:
         name -> Check.
+
+    Raises:
+        TypeError, ValueError: as the attacks when called directly; num_steps not rising; epsilon or tolerance out of
+            range.
     """
-    whole = (bounds[1] - bounds[0]) * (1 if norm == "linf" else np.sqrt(np.prod(x.shape[1:])))
-    options = {"norm": norm, "bounds": bounds}
+    x = values.inputs(x)
+    values.one_of("norm", norm, NORMS)
+    values.positive("epsilon", epsilon)
+    values.fraction("tolerance", tolerance, zero=True, one=True)
+    steps = [values.count("num_steps", n) for n in num_steps]
+    if not steps or any(b <= a for a, b in itertools.pairwise(steps)):
+        raise ValueError(f"num_steps must be rising counts, at least one; got {tuple(num_steps)}")
+    low, high = values.bounds(bounds, x)
+    span = np.broadcast_to(np.asarray(high) - np.asarray(low), (1, *x.shape[1:])).astype(np.float64)
+    whole = float(span.max() if norm == "linf" else np.sqrt((span**2).sum()))
+    options = norm, values.count("num_queries", num_queries), _hashable(bounds)
 
-    def survivors(attack, size):
-        run = lambda f, x, y, key, epsilon: attack(f, x, y, key, epsilon)
-        result = evaluation.run_attack(run, f, x, y, key, size, batch_size=batch_size, progress=progress)
-        return ~result.success
+    def survivors(kind: str, size: float, count: int = 1) -> Any:
+        attack = _attack(kind, count, *options)
+        found = evaluation.run_attack(attack, f, x, y, key, batch_size=batch_size, progress=progress, epsilon=size)
+        return ~found.success
 
-    def pgd(steps):
-        return lambda f, x, y, key, epsilon: attacks.pgd(
-            f, x, y, key, epsilon=epsilon, step_size=2.5 * epsilon / steps, num_steps=steps, **options
-        )
-
-    single = survivors(
-        lambda f, x, y, k, e: attacks.pgd(f, x, y, k, epsilon=e, step_size=e, num_steps=1, **options), epsilon
-    )
-    by_steps = [survivors(pgd(n), epsilon) for n in num_steps]
-    wider = survivors(pgd(num_steps[-1]), 2 * epsilon)
-    everything = survivors(pgd(num_steps[-1]), whole)
-    strong = survivors(lambda f, x, y, k, e: attacks.apgd(f, x, y, k, epsilon=e, **options), epsilon) & by_steps[-1]
-    searched = survivors(
-        lambda f, x, y, k, e: attacks.square(f, x, y, k, epsilon=e, num_queries=num_queries, **options), epsilon
-    )
-    noise = _noise_survivors(f, x, y, key, epsilon, norm, bounds, batch_size)
+    single = survivors("pgd", epsilon)
+    by_steps = [survivors("pgd", epsilon, n) for n in steps]
+    wider, everything = survivors("pgd", 2 * epsilon, steps[-1]), survivors("pgd", whole, steps[-1])
+    strong = survivors("apgd", epsilon) & by_steps[-1]
+    searched, noise = survivors("square", epsilon), survivors("noise", epsilon)
     shares = [float(s.mean()) for s in by_steps]
     findings = {
+        "not finite": (float(evaluation.map_batches(_not_finite, f, x, y, batch_size=batch_size).mean()), 0.0),
         "zero gradient": (zero_gradient_share(f, x, y, batch_size=batch_size), 0.0),
         "square gains": (float((strong & ~searched).mean()), tolerance),
-        "more steps": (max(b - a for a, b in itertools.pairwise(shares)), tolerance),
+        "more steps": (max([b - a for a, b in itertools.pairwise(shares)], default=0.0), tolerance),
         "larger epsilon": (float(wider.mean()) - shares[-1], tolerance),
         "unbounded": (float(everything.mean()), 0.0),
         "noise": (float(single.mean()) - float(noise.mean()), tolerance),
@@ -128,14 +175,52 @@ def checks(
     return {name: Check(value, limit, value <= limit) for name, (value, limit) in findings.items()}
 
 
-def _noise_survivors(f, x, y, key, epsilon, norm, bounds, batch_size):
-    """Samples that one draw of noise of size epsilon in the norm does not fool."""
+# defined once, so that another call compiles nothing
 
-    def correct(f, x, y, key, epsilon):
-        noise = jax.vmap(lambda k, x: jax.random.normal(k, x.shape, x.dtype))(key, x)
-        size = epsilon.reshape(-1, *(1,) * (x.ndim - 1))
-        length = jnp.sqrt(jnp.sum(noise**2, axis=tuple(range(1, x.ndim)), keepdims=True))
-        noise = size * (jnp.sign(noise) if norm == "linf" else noise / length)
-        return jnp.argmax(f(jnp.clip(x + noise, *bounds)), -1) == y
 
-    return evaluation.run_attack(correct, f, x, y, key, epsilon, batch_size=batch_size)
+@lru_cache(maxsize=256)
+def _attack(kind: str, count: int, norm: Norm, num_queries: int, bounds: values.Bounds) -> Function:
+    """(f, x, y, key, *, epsilon) -> AttackResult of these options."""
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds}
+    if kind == "pgd":
+        return partial(_pgd, options | {"num_steps": count})
+    if kind == "apgd":
+        return partial(attacks.apgd, **options)
+    if kind == "square":
+        return partial(attacks.square, num_queries=num_queries, **options)
+    return partial(_noise, options)
+
+
+def _pgd(options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: Array) -> attacks.AttackResult:
+    step_size = epsilon if options["num_steps"] == 1 else 2.5 * epsilon / options["num_steps"]
+    return attacks.pgd(f, x, y, key, epsilon=epsilon, step_size=step_size, **options)
+
+
+def _noise(options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: Array) -> Any:
+    """One draw of noise of size epsilon in the norm."""
+    start = begin(f, x, y, options["bounds"], norm=options["norm"], epsilon=epsilon)
+    noise = normal_like(key, start.x)
+    length = jnp.sqrt(jnp.sum(noise**2, axis=tuple(range(1, noise.ndim)), keepdims=True))
+    noise = spread(epsilon, noise) * (jnp.sign(noise) if options["norm"] == "linf" else noise / length)
+    return _Noise(~is_correct(f(start.clip(start.x + noise)), start.y))
+
+
+class _Noise(NamedTuple):
+    success: Array
+
+
+def _zero_gradient(f: Function, x: Array, y: Array) -> Array:
+    x = values.inputs(x)
+    y = values.labels(y, x.shape[:1], values.num_classes(jax.eval_shape(f, x), len(x)))
+    return zero_gradient(f, x, y)
+
+
+def _not_finite(f: Function, x: Array, y: Array) -> Array:
+    return ~jnp.isfinite(f(x)).all(-1)
+
+
+def _hashable(value: Any) -> Any:
+    """Numbers and arrays as nested tuples of numbers."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_hashable, value))
+    return value if isinstance(value, int | float) else _hashable(np.asarray(value).tolist())

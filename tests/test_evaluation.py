@@ -31,7 +31,7 @@ def test_accuracy_in_any_batches(problem, batch_size):
 
 def test_jacobian_norms(problem):
     f, x, _ = problem
-    norms = evaluation.jacobian_norms(jr.exact_frobenius_sq, f, x, batch_size=5)
+    norms = evaluation.jacobian_norms(f, x, batch_size=5)
     np.testing.assert_allclose(norms, np.sqrt(jr.exact_frobenius_sq(f, x)), rtol=1e-5)
     summary = evaluation.norm_summary(norms)
     assert summary["mean"] == pytest.approx(norms.mean(), rel=1e-6)
@@ -46,11 +46,11 @@ def noise(f, x, y, keys, sigma):
 def test_attack_in_any_batches(problem, key):
     """The noise of a sample follows its index, not its place in a batch."""
     f, x, y = problem
-    results = [evaluation.run_attack(noise, f, x, y, key, 0.3, batch_size=b) for b in (4, 23)]
+    results = [evaluation.run_attack(noise, f, x, y, key, sigma=0.3, batch_size=b) for b in (4, 23)]
     np.testing.assert_allclose(results[0].x_adv, results[1].x_adv, atol=1e-6)
     whole = attacks.white_noise(f, x, y, key, sigma=0.3)
     np.testing.assert_allclose(results[0].x_adv, whole.x_adv, atol=1e-6)
-    other = evaluation.run_attack(noise, f, x, y, jax.random.key(5), 0.3)
+    other = evaluation.run_attack(noise, f, x, y, jax.random.key(5), sigma=0.3)
     assert not np.allclose(other.x_adv, whole.x_adv)
 
 
@@ -59,7 +59,7 @@ def test_compiles_once_for_all_batches_parameters_and_sizes(problem, key):
     attack = chex.assert_max_traces(noise, n=1)
     for seed in (1, 2):
         other = jax.tree_util.Partial(mlp, mlp_params(jax.random.key(seed), (6, 8, 3)))
-        evaluation.run_attack(attack, other, x, y, key, 0.1 * seed, batch_size=5)
+        evaluation.run_attack(attack, other, x, y, key, sigma=0.1 * seed, batch_size=5)
 
 
 def test_progress_sees_every_batch(problem):
@@ -100,5 +100,5 @@ def test_bad_input(problem):
         evaluation.accuracy(f, x, y[:3])
     with pytest.raises(ValueError, match=r"at least one; got \[0, 0\]"):
         evaluation.accuracy(f, x[:0], y[:0])
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
         evaluation.accuracy(f, x, y, batch_size=0)

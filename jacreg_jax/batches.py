@@ -1,0 +1,67 @@
+"""A function over N samples in padded batches of one size."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+from jacreg_jax import checks, programs
+from jacreg_jax.types import Function, PyTree
+
+Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
+
+
+def map_batches(
+    fn: Function, f: Function, *arrays: Any, batch_size: int = 500, progress: Progress | None = None, **named: Any
+) -> PyTree:
+    """fn(f, *rows, **named rows) over N samples in padded batches of one size, compiled once; the padding is dropped.
+
+    Fewer samples than batch_size are padded to a power of two, so that another N compiles seldom.
+
+    Args:
+        fn: (f, *rows [B, ...]) -> pytree of [B, ...], each row from its own row alone. Define it once: another
+            function object is another compilation.
+        f: function under study, of the first array. New values of the arrays that it closes over do not compile again.
+        *arrays: [N, ...] each; typed keys are welcome.
+        batch_size: B at most.
+        progress: wraps the batches, such as `tqdm.tqdm`.
+        **named: more arrays [N, ...], given by name.
+
+    Returns:
+        Pytree of numpy arrays [N, ...].
+
+    Raises:
+        TypeError: what has no length.
+        ValueError: no samples, arrays of different lengths, or batch_size below 1; what fn raises for such values.
+
+    Example:
+        >>> map_batches(lambda f, x: f(x), lambda x: x + 1, np.arange(5), batch_size=2).tolist()
+        [1, 2, 3, 4, 5]
+    """
+    every = dict(zip((*programs.ROWS, *map(str, range(len(arrays)))), arrays, strict=False)) | named
+    for name, a in every.items():
+        if not hasattr(a, "shape") or len(a.shape) == 0:
+            raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
+    lengths = [len(a) for a in every.values()]
+    if len(set(lengths)) != 1 or lengths[0] == 0:
+        raise ValueError(f"arrays must hold the same number of samples, at least one; got {lengths}")
+    n = lengths[0]
+    batch_size = min(checks.count("batch_size", batch_size), 1 << (n - 1).bit_length())
+
+    def batch(start: int) -> tuple[list[Any], dict[str, Any]]:
+        rows = np.minimum(np.arange(start, start + batch_size), n - 1)  # the last sample fills the last batch
+        return [a[rows] for a in arrays], {name: a[rows] for name, a in named.items()}
+
+    call, (first, more) = programs.compiled(fn), batch(0)
+    program = programs.as_argument(f, first[0])
+    try:
+        programs.test_values(call, program, *first, whole=every, **more)
+    except programs.OtherShapeError:  # fn calls f on more or other rows than those of the first array
+        program = programs.fresh(f)
+        programs.test_values(call, program, *first, whole=every, **more)
+    starts, parts = range(0, n, batch_size), []
+    for start in progress(starts) if progress else starts:
+        rows, more = batch(start)
+        parts.append(jax.device_get(call(program, *rows, **more)[0]))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)

@@ -1,0 +1,91 @@
+"""What fooling distances say: robust accuracy, the curve of test error against distance, the median."""
+
+from typing import Any
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from jacreg_jax import checks
+
+
+def robust_accuracy(distances: ArrayLike, epsilon: float) -> float:
+    """Share of samples whose smallest fooling distance is above epsilon; wrong samples have distance 0.
+
+    Args:
+        distances: [N]; 0 where wrong from the start, +inf where never fooled.
+        epsilon: same unit.
+
+    Returns:
+        A share from 0 to 1.
+
+    Raises:
+        ValueError: NaN or negative distances, or none; epsilon negative.
+
+    Example:
+        >>> robust_accuracy([0.0, 0.3, np.inf], 0.2)
+        0.6666666666666666
+    """
+    checks.non_negative("epsilon", epsilon)
+    return float(np.mean(_distances(distances) > epsilon))
+
+
+def fooling_curve(distances: ArrayLike, grid: ArrayLike) -> "np.ndarray[Any, Any]":
+    """Test error against distance, error(d) = share of samples fooled within d; [len(grid)].
+
+    Args:
+        distances: [N] in any order; 0 where wrong from the start, +inf where never fooled.
+        grid: distances [G], same unit.
+
+    Returns:
+        [G] shares.
+
+    Raises:
+        ValueError: NaN or negative distances, or none.
+
+    Example:
+        >>> fooling_curve([0.5, 0.0, np.inf, 0.2], [0.1, 0.3, 9.0]).tolist()
+        [0.25, 0.5, 0.75]
+    """
+    found = _distances(distances)
+    return np.searchsorted(np.sort(found), np.asarray(grid), side="right") / len(found)
+
+
+def median_distance(
+    distances: ArrayLike, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> dict[str, float]:
+    """Median of the fooling distances with its percentile-bootstrap interval over samples; inf stays inf.
+
+    Args:
+        distances: [N].
+        resamples: of the bootstrap.
+        confidence: of the interval.
+        seed: of the bootstrap.
+
+    Returns:
+        {"median": ..., "low": ..., "high": ...}.
+
+    Raises:
+        ValueError: NaN or negative distances, or none; resamples below 1; confidence outside (0, 1).
+
+    Example:
+        >>> median_distance([0.1, 0.2, np.inf])["median"]
+        0.2
+    """
+    found = _distances(distances)
+    resamples = checks.count("resamples", resamples)
+    checks.fraction("confidence", confidence)
+    rows = np.random.default_rng(seed).integers(0, len(found), (resamples, len(found)))
+    # the order statistics themselves: interpolation between two infinities would be NaN
+    middle = lambda d: np.sort(d, axis=-1)[..., (len(found) - 1) // 2]
+    medians = np.sort(middle(found[rows]))
+    tail = round((1 - confidence) / 2 * (resamples - 1))
+    return {"median": float(middle(found)), "low": float(medians[tail]), "high": float(medians[-1 - tail])}
+
+
+def _distances(distances: ArrayLike) -> Any:
+    found = np.asarray(distances)
+    if found.ndim != 1 or not len(found):
+        raise ValueError(f"distances must be [N], of at least one sample; got shape {found.shape}")
+    if np.isnan(found).any() or (found < 0).any():
+        raise ValueError("distances must be 0 or positive, +inf where never fooled; got NaN or negative ones")
+    return found

@@ -1,0 +1,17 @@
+"""Which class logits name, if any: the one place that says that logits which are not finite name none."""
+
+import jax.numpy as jnp
+
+from jacreg_jax.types import Array
+
+
+def predicted_class(logits: Array) -> Array:
+    """Argmax of logits [..., C], the first among equals; -1 where a logit is NaN or infinite; [...] integer.
+
+    A model that has overflowed is never right, never certified, and has no decision cell.
+
+    Example:
+        >>> predicted_class(jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [jnp.inf, 0.0]])).tolist()
+        [1, -1, -1]
+    """
+    return jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, axis=-1), -1)
