@@ -46,8 +46,8 @@ __version__ = "0.2.0.dev0"
 _SUBMODULES = (
     "accumulation", "adversarial_training", "attacks", "certify", "checks", "convolution", "cyclopropagation",
     "datasets", "decision_cells", "evaluation", "host_memory", "interop", "jacobian", "keys", "masking", "mean_norm",
-    "models", "penalties", "penalty", "pooled_convolution", "probes", "relatives", "rows", "schedules", "sharding",
-    "supervised", "training", "types",
+    "metrics", "models", "penalties", "penalty", "pooled_convolution", "probes", "relatives", "rows", "schedules",
+    "sharding", "supervised", "training", "types",
 )
 # fmt: on
 _OLD_NAMES = ("value_and_frobenius_sq", "value_and_exact_frobenius_sq", "value_and_mean_frobenius_sq")

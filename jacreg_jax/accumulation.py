@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jacreg_jax import checks
+from jacreg_jax.metrics import merged
 
 # (params, state, batch, keys) -> (loss, (model_state, metrics)), as for training.make_train_step
 Loss: TypeAlias = Callable[..., tuple[Any, tuple[Any, dict[str, Any]]]]
@@ -87,8 +88,8 @@ def in_parts(part_size: int, loss: Loss) -> Loss:
 
     Args:
         part_size: samples in a part.
-        loss: (params, state, batch, keys) -> (loss, (model_state, metrics)), the mean over its batch. Metrics are
-            scalars, which are averaged, or have one value for each sample, which are put one after the other.
+        loss: (params, state, batch, keys) -> (loss, (model_state, metrics)), the mean over its batch; the metrics of
+            the parts are put together by `metrics.merged`.
 
     Returns:
         Such a loss.
@@ -126,7 +127,7 @@ class InParts:
         parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), (batch, keys))
         found = jax.lax.map(lambda part: transform(self.loss)(params, state, *part), parts)
         (value, (model_state, metrics)), *gradient = (found,) if transform is _identity else found
-        joined = jax.tree.map(lambda m: m.reshape(-1) if m.ndim == 2 else _mean_of_parts(m), metrics)
+        joined = merged(metrics, lambda values: jnp.mean(values, axis=0), rows // size)
         value, model_state, *gradient = jax.tree.map(_mean_of_parts, (value, model_state, *gradient))
         outcome = value, (model_state, joined)
         return (outcome, *gradient) if gradient else outcome

@@ -1,96 +1,163 @@
-"""Models of any library as the pure function that training takes: apply, params, model_state = from_LIBRARY(model).
+"""Models of any library as the pure functions that training takes: functional = from_LIBRARY(model).
 
-``apply(params, model_state, x, key) -> (output, model_state)`` goes into `training.classification_loss`;
-``bind(apply, params, model_state)`` is the f(x) that penalties, attacks and evaluation take. Nothing here imports a
-library: each adapter needs only the one whose model it is given.
+``apply, params, model_state = functional``, and ``apply(params, model_state, x, key) -> (output, model_state)`` goes
+into `training.classification_loss`; ``functional.predictor(params, model_state)`` is the f(x) that penalties, attacks
+and evaluation take. Nothing here imports a library: each adapter needs only the one whose model it is given.
 """
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+
+from jacreg_jax.functional import (
+    Functional as Functional,
+    Output,
+    at_batch_statistics,
+    reads_running_statistics,
+)
+from jacreg_jax.types import Apply, Function, PyTree
 
 
-class Functional(NamedTuple):
-    """A model taken apart: a pure function, what is trained, and what else changes."""
+def bind(apply: Apply, params: PyTree, model_state: PyTree = None, key: jax.Array | None = None) -> Function:
+    """f(x) -> output, with everything else held; a pytree of it, so that new parameters do not recompile.
 
-    apply: Callable  # (params, model_state, x, key) -> (output, model_state)
-    params: Any
-    model_state: Any  # running statistics and the like; {} where there are none
+    Args:
+        apply: (params, model_state, x, key) -> (output, model_state).
+        params: pytree of parameters.
+        model_state: None: {}.
+        key: typed key, for a model that draws.
+
+    Example:
+        >>> apply, params, model_state = from_function(lambda p, x: x @ p, jnp.ones((3, 2)))
+        >>> bind(apply, params)(jnp.ones((1, 3)))
+        Array([[3., 3.]], dtype=float32)
+    """
+    return jax.tree_util.Partial(Output(apply), params, model_state if model_state is not None else {}, key)
 
 
-def bind(apply: Callable, params, model_state=None, key: jax.Array | None = None) -> Callable:
-    """f(x) -> output, with everything else held; a pytree of it, so that new parameters do not recompile."""
-    return jax.tree_util.Partial(_Output(apply), params, model_state if model_state is not None else {}, key)
-
-
-def from_function(f: Callable, params) -> Functional:
+def from_function(f: Callable[[PyTree, Any], Any], params: PyTree) -> Functional:
     """A bare function f(params, x) -> output.
 
+    Args:
+        f: pure function.
+        params: pytree of parameters.
+
     Raises:
-        ValueError: f is not callable.
+        ValueError: f cannot be called.
+
+    Example:
+        >>> functional = from_function(lambda p, x: x @ p, jnp.ones((3, 2)))
+        >>> functional.predictor()(jnp.ones((1, 3)))
+        Array([[3., 3.]], dtype=float32)
     """
     if not callable(f):
         raise ValueError(f"f must be a function of (params, x), got {type(f).__name__}")
-    return Functional(lambda params, state, x, key=None: (f(params, x), state), params, {})
+    apply: Apply = lambda params, state, x, key=None: (f(params, x), state)
+    return Functional(apply, params, {}, apply, apply, apply, lambda params, state: partial(f, params))
 
 
-def from_linen(module, variables, **options) -> Functional:
+def from_linen(module: Any, variables: Any, **options: Any) -> Functional:
     """A flax.linen module and what its `init` gave.
 
     Args:
-        module: a `flax.linen.Module`.
+        module: a `flax.linen.Module`. Its modes are found by the argument of its call: train, training, is_training,
+            deterministic or use_running_average.
         variables: {"params": ..., and other collections, which are then updated and returned}.
         **options: for the module's call, such as train=True.
 
     Raises:
         ValueError: not a linen module, or variables without "params".
+
+    Example:
+        >>> from flax import linen as nn
+        >>> module, x = nn.Dense(2), jnp.ones((1, 3))
+        >>> apply, params, model_state = from_linen(module, module.init(jax.random.key(0), x))
+        >>> apply(params, model_state, x)[0].shape
+        (1, 2)
     """
     from flax import linen
 
     _require(isinstance(module, linen.Module), "flax.linen.Module", module)
     if "params" not in variables:
         raise ValueError(f"variables must hold 'params', got {sorted(variables)}")
+    from jacreg_jax.models import apply as linen_apply
+
     state = {name: collection for name, collection in variables.items() if name != "params"}
+    others = {name: value for name, value in options.items() if name not in linen_apply.MODES}
+    return Functional(
+        linen_apply.called_with(module, **options),
+        variables["params"],
+        state,
+        train=linen_apply.train_mode(module, **others),
+        eval=linen_apply.eval_mode(module, **others),
+        batch_statistics=linen_apply.batch_statistics_mode(module, **others),
+        rebuild=lambda params, state: {"params": params, **state},
+    )
 
-    def apply(params, state, x, key=None):
-        rngs = None if key is None else {"dropout": key}
-        return module.apply({"params": params, **state}, x, rngs=rngs, mutable=list(state), **options)
 
-    return Functional(apply, variables["params"], state)
-
-
-def from_nnx(model) -> Functional:
-    """A flax.nnx module, in the mode it is in: call model.train() or model.eval() before.
+def from_nnx(model: Any) -> Functional:
+    """A flax.nnx module; `apply` is in the mode it is in, `train` and `eval` call its own train() and eval().
 
     The module is merged anew in every call, with `copy=True`: an update of BatchNorm's statistics inside a
     vector-Jacobian product is a trace error otherwise. Dropout draws from `key`, not from the module's own stream.
 
+    Args:
+        model: a `flax.nnx.Module`.
+
     Raises:
         ValueError: not an nnx module.
+
+    Example:
+        >>> from flax import nnx
+        >>> apply, params, model_state = from_nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+        >>> apply(params, model_state, jnp.ones((1, 3)))[0].shape
+        (1, 2)
     """
     from flax import nnx
 
     _require(isinstance(model, nnx.Module), "flax.nnx.Module", model)
-    graph, params, streams, state = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    parts: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    graph, params, streams, state = parts
     is_random = bool(jax.tree.leaves(streams))
 
-    def apply(params, state, x, key=None):
+    def call(
+        params: PyTree, state: PyTree, x: Any, key: Any = None, *, mode: str = "", momentum: float | None = None
+    ) -> tuple[Any, PyTree]:
         merged = nnx.merge(graph, params, streams, state, copy=True)
+        if mode:
+            getattr(merged, mode)()
+        for norm in _averaging(merged) if momentum is not None else ():
+            norm.momentum = momentum
         if key is not None and is_random:
             nnx.reseed(merged, **dict.fromkeys(_stream_names(merged), key))
         output = merged(x)
-        return output, nnx.split(merged, nnx.Param, nnx.RngState, ...)[3]
+        new: Any = nnx.split(merged, nnx.Param, nnx.RngState, ...)
+        return output, new[3]
 
-    def _stream_names(module):
+    def _averaging(module: Any) -> list[Any]:
+        nodes = (node for _, node in nnx.iter_graph(module))
+        return [node for node in nodes if isinstance(getattr(node, "momentum", None), float)]
+
+    def _stream_names(module: Any) -> list[str]:
         found = (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream))
         return sorted({str(stream.tag) for stream in found})
 
-    return Functional(apply, params, state)
+    def statistics(params: PyTree, state: PyTree, x: Any, key: Any) -> PyTree:
+        """Train mode without momentum leaves the batch's own statistics."""
+        return call(params, state, x, key, mode="train", momentum=0.0)[1]
+
+    train = partial(call, mode="train")
+    evaluate = reads_running_statistics(partial(call, mode="eval"))
+    at_batch = at_batch_statistics(statistics, evaluate)
+    rebuild = lambda params, state: nnx.merge(graph, params, streams, state, copy=True)
+    return Functional(call, params, state, train, evaluate, at_batch, rebuild)
 
 
-def from_equinox(model, state=None) -> Functional:
+def from_equinox(model: Any, state: Any = None) -> Functional:
     """An equinox module of single samples, mapped over the batch.
 
     Args:
@@ -106,28 +173,55 @@ def from_equinox(model, state=None) -> Functional:
     params, rest = equinox.partition(model, equinox.is_inexact_array)
     takes_key = "key" in inspect.signature(type(model).__call__).parameters
 
-    def apply(params, state, x, key=None):
+    def call(params: PyTree, state: Any, x: Any, key: Any = None, *, mode: str | None = None) -> tuple[Any, Any]:
         merged = equinox.combine(params, rest)
+        if mode is not None:
+            merged = equinox.nn.inference_mode(merged, value=mode == "eval")
         keys = jax.random.split(key, len(x)) if takes_key and key is not None else None
         options = (lambda key: {"key": key}) if takes_key else (lambda key: {})
         axes = None if keys is None else 0
         if isinstance(state, equinox.nn.State):
-            call = lambda x, state, key: merged(x, state, **options(key))
-            return jax.vmap(call, in_axes=(0, None, axes), out_axes=(0, None), axis_name="batch")(x, state, keys)
-        call = lambda x, key: merged(x, **options(key))
-        return jax.vmap(call, in_axes=(0, axes), axis_name="batch")(x, keys), state
+            one = lambda x, state, key: merged(x, state, **options(key))
+            return jax.vmap(one, in_axes=(0, None, axes), out_axes=(0, None), axis_name="batch")(x, state, keys)
+        one_stateless = lambda x, key: merged(x, **options(key))
+        return jax.vmap(one_stateless, in_axes=(0, axes), axis_name="batch")(x, keys), state
 
-    return Functional(apply, params, {} if state is None else state)
+    def statistics(params: PyTree, state: Any, x: Any, key: Any) -> Any:
+        """A train-mode pass from counts of zero leaves the batch's own statistics."""
+        return call(params, _afresh(equinox, model, state), x, key, mode="train")[1]
+
+    train = partial(call, mode="train")
+    evaluate = reads_running_statistics(partial(call, mode="eval"))
+    rebuild = lambda params, state: (equinox.combine(params, rest), state)
+    initial = {} if state is None else state
+    return Functional(call, params, initial, train, evaluate, at_batch_statistics(statistics, evaluate), rebuild)
 
 
-def from_haiku(transformed, params, state=None, **options) -> Functional:
+def _afresh(equinox: Any, model: Any, state: Any) -> Any:
+    """The state with the statistics of every BatchNorm as before the first batch."""
+    if not isinstance(state, equinox.nn.State):
+        return state
+    state = jax.tree.map(lambda leaf: leaf, state)  # a copy: equinox lets each State be used once
+    is_norm = lambda node: isinstance(node, equinox.nn.BatchNorm)
+    for norm in filter(is_norm, jax.tree.leaves(model, is_leaf=is_norm)):
+        if norm.mode == "ema":
+            state = state.set(norm.ema_first_time_index, jnp.array(True))
+        else:
+            zeros = jax.tree.map(jnp.zeros_like, state.get(norm.batch_state_index))
+            count = jnp.zeros_like(state.get(norm.batch_counter))
+            state = state.set(norm.batch_counter, count).set(norm.batch_state_index, zeros)
+    return state
+
+
+def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options: Any) -> Functional:
     """What `haiku.transform` or `haiku.transform_with_state` gave.
 
     Args:
         transformed: `haiku.Transformed`, or `haiku.TransformedWithState`.
         params: from its `init`.
         state: from its `init`, with state.
-        **options: for the function, such as is_training=True.
+        **options: for the function, such as is_training=True. The modes are found by one that is named is_training,
+            train, training or deterministic.
 
     Raises:
         ValueError: neither of the two.
@@ -137,30 +231,30 @@ def from_haiku(transformed, params, state=None, **options) -> Functional:
     stateful = isinstance(transformed, haiku.TransformedWithState)
     _require(stateful or isinstance(transformed, haiku.Transformed), "haiku.Transformed", transformed)
 
-    def apply(params, state, x, key=None):
+    def call(params: PyTree, state: PyTree, x: Any, key: Any = None, **mode: Any) -> tuple[Any, PyTree]:
         if stateful:
-            return transformed.apply(params, state, key, x, **options)
-        return transformed.apply(params, key, x, **options), state
+            return transformed.apply(params, state, key, x, **options | mode)
+        return transformed.apply(params, key, x, **options | mode), state
 
-    return Functional(apply, params, {} if state is None else state)
+    def statistics(params: PyTree, state: PyTree, x: Any, key: Any) -> PyTree:
+        """A train-mode pass from averages of no batch leaves the batch's own: haiku's averages are debiased."""
+        fresh = {
+            name: jax.tree.map(jnp.zeros_like, values) if name.endswith(("/mean_ema", "/var_ema")) else values
+            for name, values in state.items()
+        }
+        return train(params, fresh, x, key)[1]
+
+    initial = {} if state is None else state
+    rebuild = lambda params, state: (params, state)
+    train_value = {"is_training": True, "train": True, "training": True, "deterministic": False}
+    name = next((name for name in train_value if name in options), None)
+    if name is None:  # one mode is all there is
+        return Functional(call, params, initial, call, call, None if stateful else call, rebuild)
+    train: Apply = partial(call, **{name: train_value[name]})
+    evaluate = reads_running_statistics(partial(call, **{name: not train_value[name]}))
+    return Functional(call, params, initial, train, evaluate, at_batch_statistics(statistics, evaluate), rebuild)
 
 
-class _Output:
-    """The first of what apply returns; equal for equal functions, so that compiled programs are found again."""
-
-    def __init__(self, apply):
-        self.apply = apply
-
-    def __call__(self, params, state, key, x):
-        return self.apply(params, state, x, key)[0]
-
-    def __eq__(self, other):
-        return isinstance(other, _Output) and self.apply == other.apply
-
-    def __hash__(self):
-        return hash(self.apply)
-
-
-def _require(holds: bool, expected: str, model):
+def _require(holds: bool, expected: str, model: Any) -> None:
     if not holds:
         raise ValueError(f"model must be a {expected}, got {type(model).__module__}.{type(model).__name__}")

@@ -9,6 +9,7 @@ gradient, for statistics. Any function of these arguments is a penalty too.
 
 import dataclasses
 import inspect
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -23,6 +24,12 @@ from jacreg_jax.probes import PROBES, Probe
 from jacreg_jax.types import Apply, Function, PyTree
 
 Penalty: TypeAlias = Callable[..., tuple[Any, jax.Array, jax.Array]]  # (f, x, y, keys) -> (f(x), mean, norms)
+
+_LAGGING = (
+    "the penalty is taken at running statistics, which lag behind the parameters: the scales in front of a BatchNorm "
+    "then grow without end and accuracy on held-out data can fall to chance. Penalise batch_statistics_mode(module), "
+    "or the batch_statistics of interop's adapters"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,6 +205,8 @@ def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
     def other(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
         if not isinstance(f, BoundModel):
             raise TypeError(f"f must be the BoundModel of a train step for of_model(...), got {type(f).__name__}")
+        if getattr(apply, "reads_running_statistics", False) and jax.tree.leaves(f.model_state):
+            warnings.warn(_LAGGING, stacklevel=2)
         _, mean, norms = inner(dataclasses.replace(f, apply=apply), x, y, keys)
         return f(x), mean, norms
 

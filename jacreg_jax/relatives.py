@@ -1,45 +1,65 @@
-"""Relatives of the Jacobian penalty, one function each: same f(x), [B, ...] -> [B, C], rows independent; [B] out.
+"""Relatives of the Jacobian penalty, one function each: same f, [B, ...] -> [B, ...], rows independent; [B] out.
 
 Costs count whole training steps in units of the plain one, as 1 + n does for n projections. Take the mean over the
-batch and add (coefficient / 2) times it to the loss, as with `value_and_penalty`.
+batch and add (coefficient / 2) times it to the loss; `penalties.of(function, ...)` brings one into the train step.
+x and f(x) may be pytrees of arrays, unless said otherwise.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from jacreg_jax.jacobian import batch_size, exact_frobenius_sq, projected_frobenius_sq, sample_keys, sample_probes
+from jacreg_jax import checks
+from jacreg_jax.jacobian import exact_frobenius_sq, projected_frobenius_sq
+from jacreg_jax.keys import normal_like, sample_keys
+from jacreg_jax.probes import sample_probes
+from jacreg_jax.rows import Rows, batch_size, sum_sq
+from jacreg_jax.types import Array, Float, Function, Int, PyTree
 
 
-def input_gradient_penalty(f: Callable, x, y, *, norm: Literal["l2", "l1"] = "l2") -> jax.Array:
+def input_gradient_penalty(
+    f: Function, x: PyTree, y: Int[Array, "B *T"], *, norm: Literal["l2", "l1"] = "l2"
+) -> Float[Array, " B"]:
     """||d cross-entropy / dx||_2^2 ("l2", double backpropagation) or ||.||_1 ("l1"); cost 2.
 
     "l1" is the dual of L-infinity attacks and works with smooth activations only (Rodriguez-Munoz et al.).
 
     Args:
-        f: batched function to logits [B, C].
-        x: float array [B, ...].
-        y: integer labels [B].
+        f: batched function to logits [B, ..., C].
+        x: float array or pytree of arrays [B, ...].
+        y: integer labels, of the logits' leading shape [B, ...].
         norm: "l2" or "l1".
 
+    Returns:
+        [B].
+
     Raises:
-        ValueError: unknown norm; y not one label for each sample.
+        TypeError: x or y of another type.
+        ValueError: unknown norm; y of another shape, or concrete labels outside of [0, C).
+
+    Example:
+        >>> f = lambda x: x @ jnp.eye(3)
+        >>> input_gradient_penalty(f, jnp.zeros((1, 3)), jnp.asarray([0])).round(4)  # (2/3)^2 + 2 (1/3)^2
+        Array([0.6667], dtype=float32)
 
     References: Drucker, LeCun (1992); Rodriguez-Munoz, Wang, Torralba (2024), https://arxiv.org/abs/2409.20139.
     """
-    if norm not in ("l2", "l1"):
-        raise ValueError(f"norm must be 'l2' or 'l1', got {norm!r}")
-    if y.shape != (batch_size(x),):
-        raise ValueError(f"y must have shape ({batch_size(x)},), one label for each sample, got {y.shape}")
-    loss = lambda x: jnp.sum(optax.softmax_cross_entropy_with_integer_labels(f(x), y))
-    gradient = jax.grad(loss)(x).reshape(len(x), -1)
-    return jnp.sum(gradient**2 if norm == "l2" else jnp.abs(gradient), axis=1)
+    checks.one_of("norm", norm, ("l2", "l1"))
+    batch_size(x)
+    logits = jax.eval_shape(f, x)
+    y = checks.labels(y, logits.shape[:-1], logits.shape[-1])
+
+    def loss(x: PyTree) -> Array:
+        log_p = jax.nn.log_softmax(f(x))
+        return -jnp.sum(jnp.take_along_axis(log_p, y[..., None], axis=-1))
+
+    gradient = jax.grad(loss)(x)
+    return sum_sq(gradient) if norm == "l2" else _sum_abs(gradient)
 
 
-def noise_consistency(f: Callable, x, key: jax.Array, *, sigma: float) -> jax.Array:
+def noise_consistency(f: Function, x: PyTree, key: jax.Array, *, sigma: float) -> Float[Array, " B"]:
     """||f(x + sigma u) - f(x)||^2 / sigma^2 with u ~ N(0, 1); cost 2.
 
     Its mean is ||J||_F^2 + O(sigma^2) for smooth f. In ReLU and max-pool networks it also sees the kinks, whose motion
@@ -47,31 +67,41 @@ def noise_consistency(f: Callable, x, key: jax.Array, *, sigma: float) -> jax.Ar
 
     Args:
         f: batched function.
-        x: float array [B, ...].
+        x: float array or pytree of arrays [B, ...].
         key: typed key, or B of them.
         sigma: standard deviation, in the units of x.
 
+    Returns:
+        [B].
+
     Raises:
+        TypeError: x is not real floating point; key is not a typed key.
         ValueError: sigma not above 0.
+
+    Example:
+        >>> noise_consistency(lambda x: 3 * x, jnp.zeros((2, 4)), jax.random.key(0), sigma=0.1).shape
+        (2,)
 
     References: Zheng et al. (2016), https://arxiv.org/abs/1604.04326; Bishop (1995).
     """
-    if not sigma > 0:
-        raise ValueError(f"sigma must be above 0, got {sigma}")
-    noise = jax.vmap(lambda k, x: jax.random.normal(k, x.shape, x.dtype))(sample_keys(key, batch_size(x)), x)
-    difference = f(x + sigma * noise) - f(x)
-    return jnp.sum(difference.reshape(len(x), -1) ** 2, axis=1) / sigma**2
+    checks.positive("sigma", sigma)
+    keys = sample_keys(key, batch_size(x))
+    leaves, treedef = jax.tree.flatten(x)
+    own = [keys] if len(leaves) == 1 else [_folded(keys, i) for i in range(len(leaves))]
+    noisy = [leaf + sigma * normal_like(k, leaf) for k, leaf in zip(own, leaves, strict=True)]
+    difference = jax.tree.map(jnp.subtract, f(jax.tree.unflatten(treedef, noisy)), f(x))
+    return sum_sq(difference) / sigma**2
 
 
-def first_order_frobenius_sq(f: Callable, x, key: jax.Array, *, step: float = 0.01) -> jax.Array:
+def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: float = 0.01) -> Float[Array, " B"]:
     """<v, f(x + h g) - f(x - h g)> / (2 h), g = stop_gradient(J^T v): ||J^T v||^2 without double backward; cost 2.7.
 
     For models whose kernels have no second derivative. Value and gradient are those of ||J^T v||^2 up to O(h^2) for
     smooth f; not for ReLU networks.
 
     Args:
-        f: batched function to [B, C].
-        x: float array [B, ...].
+        f: batched function.
+        x: float array or pytree of arrays [B, ...].
         key: typed key, or B of them; v = sqrt(C) times a unit vector.
         step: length of h g, in the units of x.
 
@@ -79,108 +109,169 @@ def first_order_frobenius_sq(f: Callable, x, key: jax.Array, *, step: float = 0.
         [B]: value ||J^T v||^2 and the gradient of it.
 
     Raises:
+        TypeError: x or f(x) is not real floating point; key is not a typed key.
         ValueError: step not above 0.
+
+    Example:
+        >>> f, x, key = lambda x: 3 * x, jnp.zeros((2, 4)), jax.random.key(0)
+        >>> first_order_frobenius_sq(f, x, key).round(2)
+        Array([36., 36.], dtype=float32)
     """
-    if not step > 0:
-        raise ValueError(f"step must be above 0, got {step}")
+    checks.positive("step", step)
     z, vjp = jax.vjp(f, jax.lax.stop_gradient(x))
-    v = sample_probes(key, len(x), z.shape[1], 1, "sphere")[:, 0].astype(z.dtype)
-    g = jax.lax.stop_gradient(vjp(v)[0])
-    length = jnp.sqrt(jnp.sum(g.reshape(len(x), -1) ** 2, axis=1))
+    outputs = Rows(z, "f(x)", batch=batch_size(x))
+    v = sample_probes(key, outputs.batch, outputs.size, 1, "sphere")[:, 0]
+    g = jax.lax.stop_gradient(vjp(outputs.unravel(v))[0])
+    length = jnp.sqrt(sum_sq(g))
     h = jnp.where(length > 0, step / jnp.where(length > 0, length, 1), 1.0)
-    move = h.reshape(-1, *(1,) * (x.ndim - 1)) * g
-    directional = jnp.sum(v * (f(x + move) - f(x - move)), axis=1) / (2 * h)  # <v, J g>: gradient of half the norm
+    beside = lambda leaf: h.astype(leaf.dtype).reshape(-1, *(1,) * (leaf.ndim - 1)) * leaf
+    ahead, behind = (f(jax.tree.map(lambda a, b, s=sign: a + s * beside(b), x, g)) for sign in (1, -1))
+    difference = outputs.ravel(jax.tree.map(jnp.subtract, ahead, behind))
+    directional = jnp.sum(v * difference, axis=1) / (2 * h)  # <v, J g>: gradient of half the norm
     return 2 * directional - jax.lax.stop_gradient(directional)
 
 
-def spectral_norm_sq(f: Callable, x, key: jax.Array, *, num_iterations: int = 5) -> jax.Array:
+def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: int = 5) -> Float[Array, " B"]:
     """sigma_max(J)^2 by power iteration on J J^T, the vector held fixed in the gradient; cost 2 + 2 k / 3.
 
     A lower bound that rises with num_iterations.
 
     Args:
-        f: batched function to [B, C].
-        x: float array [B, ...].
+        f: batched function.
+        x: float array or pytree of arrays [B, ...].
         key: typed key, or B of them, for the first vector.
         num_iterations: k.
 
+    Returns:
+        [B].
+
     Raises:
-        ValueError: num_iterations below 1.
+        TypeError: x or f(x) is not real floating point; key is not a typed key.
+        ValueError: num_iterations is not an integer of at least 1.
+
+    Example:
+        >>> f = lambda x: x * jnp.asarray([[1.0, 2.0, 3.0]])
+        >>> spectral_norm_sq(f, jnp.zeros((1, 3)), jax.random.key(0), num_iterations=50).round(3)
+        Array([9.], dtype=float32)
 
     Reference: Johansson et al. (2022), https://arxiv.org/abs/2206.13581.
     """
-    if num_iterations < 1:
-        raise ValueError(f"num_iterations must be at least 1, got {num_iterations}")
+    checks.count("num_iterations", num_iterations)
     fixed = jax.lax.stop_gradient(x)
     z, vjp = jax.vjp(f, x)
+    outputs = Rows(z, "f(x)", batch=batch_size(x))
     unit = lambda u: u / jnp.maximum(jnp.linalg.norm(u, axis=1, keepdims=True), 1e-30)
 
-    def iterate(_, u):
-        return unit(jax.jvp(f, (fixed,), (vjp(u)[0],))[1])
+    def iterate(_: Any, u: Array) -> Array:
+        return unit(outputs.ravel(jax.jvp(f, (fixed,), (vjp(outputs.unravel(u))[0],))[1]).astype(u.dtype))
 
-    start = unit(sample_probes(key, len(x), z.shape[1], 1, "sphere")[:, 0].astype(z.dtype))
+    start = unit(sample_probes(key, outputs.batch, outputs.size, 1, "sphere")[:, 0])
+    start = start + 0 * jnp.sum(outputs.ravel(jax.lax.stop_gradient(z)), axis=1, keepdims=True).astype(start.dtype)
     u = jax.lax.stop_gradient(jax.lax.fori_loop(0, num_iterations, iterate, start))
-    return jnp.sum(vjp(u)[0].reshape(len(x), -1) ** 2, axis=1)
+    return sum_sq(vjp(outputs.unravel(u))[0])
 
 
-def target_jacobian_sq(f: Callable, x, target: jax.Array, key: jax.Array | None = None, *, num_projections=None):
+def target_jacobian_sq(
+    f: Function, x: Array, target: Array, key: jax.Array | None = None, *, num_projections: int | None = None
+) -> Float[Array, " B"]:
     """||J - J*||_F^2 for a given J*, [B, C, ...] or [C, ...] with the input's shape behind; exact, or projected; 1 + n.
 
     It is the Jacobian norm of f(x) - J* x, with J* x linear in x.
 
     Args:
-        f: batched function to [B, C].
-        x: float array [B, ...].
+        f: batched function to one array [B, C].
+        x: one float array [B, ...].
         target: J*.
         key: typed key, or B of them; needed for projections.
         num_projections: n; None for exact.
 
+    Returns:
+        [B].
+
     Raises:
-        ValueError: target of another shape.
+        TypeError: x or f(x) is not one real floating point array; key is not a typed key.
+        ValueError: target of another shape; num_projections below 1.
+
+    Example:
+        >>> target_jacobian_sq(lambda x: 3 * x, jnp.zeros((1, 2)), 2 * jnp.eye(2))
+        Array([2.], dtype=float32)
     """
+    if not hasattr(x, "shape"):
+        raise TypeError(f"x must be one array [B, ...], got {type(x).__name__}")
     z = jax.eval_shape(f, x)
     shape = (*z.shape, *x.shape[1:])
-    if target.shape not in (shape, shape[1:]):
-        raise ValueError(f"target must have shape {shape} or {shape[1:]}, got {target.shape}")
+    if jnp.shape(target) not in (shape, shape[1:]):
+        raise ValueError(f"target must have shape {shape} or {shape[1:]}, got {jnp.shape(target)}")
     rows = jnp.broadcast_to(target, shape).reshape(*z.shape, -1)
     difference = lambda x: f(x) - jnp.einsum("bci,bi->bc", rows, x.reshape(len(x), -1))
     if num_projections is None:
         return exact_frobenius_sq(difference, x)
-    return projected_frobenius_sq(difference, x, key, num_projections=num_projections)
+    return projected_frobenius_sq(difference, x, key, num_projections=num_projections)  # type: ignore[arg-type]
 
 
-def centred(f: Callable) -> Callable:
+def centred(f: Function) -> Function:
     """f with the mean over classes taken off: its Jacobian norm is (1/C) sum_{c<c'} ||J_c - J_c'||^2.
 
     Only differences of logits decide the class; what moves all of them together is not penalised. Free.
+
+    Args:
+        f: batched function to logits [B, ..., C].
+
+    Returns:
+        The same with logits of mean 0.
+
+    Example:
+        >>> centred(lambda x: x)(jnp.asarray([[1.0, 3.0]]))
+        Array([[-1.,  1.]], dtype=float32)
     """
 
-    def centred_f(x):
-        z = f(x)
+    def centred_f(x: PyTree) -> Array:
+        z: Array = f(x)
         return z - jnp.mean(z, axis=-1, keepdims=True)
 
     return centred_f
 
 
-def layerwise_frobenius_sq(layers: Sequence[Callable], x, key: jax.Array, *, num_projections: int = 1) -> jax.Array:
+def layerwise_frobenius_sq(
+    layers: Sequence[Function], x: PyTree, key: jax.Array, *, num_projections: int = 1
+) -> Float[Array, " B"]:
     """Sum over the layers of ||J^(l)||_F^2, each with respect to its own input; cost 1 + n.
 
     Args:
         layers: functions [B, ...] -> [B, ...] that follow each other.
-        x: float array [B, ...], input of the first.
-        key: typed key.
+        x: float array or pytree of arrays [B, ...], input of the first.
+        key: typed key, or B of them.
         num_projections: n, for each layer.
 
+    Returns:
+        [B].
+
     Raises:
-        ValueError: no layers.
+        TypeError: x or a layer's output is not real floating point; key is not a typed key.
+        ValueError: no layers; num_projections below 1.
+
+    Example:
+        >>> double = lambda x: 2 * x
+        >>> layerwise_frobenius_sq([double, double], jnp.zeros((1, 2)), jax.random.key(0)).round(3)
+        Array([16.], dtype=float32)
 
     Reference: Gu, Rigazio (2014), https://arxiv.org/abs/1412.5068.
     """
     if not layers:
         raise ValueError("layers must hold at least one function, got none")
-    total = 0.0
+    total: Any = 0.0
     for i, layer in enumerate(layers):
-        keys = jax.vmap(jax.random.fold_in, (0, None))(sample_keys(key, batch_size(x)), i)
+        keys = _folded(sample_keys(key, batch_size(x)), i)
         total = total + projected_frobenius_sq(layer, x, keys, num_projections=num_projections)
         x = layer(x)
     return total
+
+
+def _folded(keys: jax.Array, i: int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
+
+
+def _sum_abs(tree: PyTree) -> Float[Array, " B"]:
+    """Per-sample L1 norm, at least in float32."""
+    wide = lambda leaf: jnp.abs(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
+    return sum(jnp.sum(wide(leaf).reshape(len(leaf), -1), axis=1) for leaf in jax.tree.leaves(tree))  # type: ignore[return-value]

@@ -19,7 +19,7 @@ class Rows:
 
     Raises:
         TypeError: a leaf is not an array, or not real floating point.
-        ValueError: no leaf, leading sizes that differ, or an empty batch.
+        ValueError: no leaf, or leading sizes that differ.
     """
 
     def __init__(self, tree: PyTree, name: str, batch: int | None = None):
@@ -38,8 +38,6 @@ class Rows:
             wanted = "one leading batch axis" if batch is None else f"the batch size of x, {batch}, in front"
             raise ValueError(f"{name} must have {wanted}, got shapes {shapes}")
         self.batch = int(shapes[0][0])
-        if self.batch == 0:
-            raise ValueError(f"{name} must hold at least one sample, got shapes {shapes}")
         self.sizes = [math.prod(shape[1:]) for shape in shapes]
         self.size = sum(self.sizes)
 
@@ -51,6 +49,11 @@ class Rows:
             parts.append(part + jnp.zeros_like(leaf))  # inside shard_map: marks a constant as varying where the leaf is
             start += size
         return jax.tree.unflatten(self.treedef, parts)
+
+    def ravel(self, tree: PyTree) -> Float[Array, "B size"]:
+        """The inverse of unravel, at least in float32."""
+        wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        return jnp.concatenate([wide(leaf).reshape(self.batch, -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
     def unit(self, index: Array) -> Any:
         """The unit vector e_index in every row, as the pytree; zero where index is size or more."""

@@ -121,13 +121,12 @@ def map_over_devices(body: Step, mesh: Mesh | None, backend: Backend = "jit", *,
         return jax.jit(lambda state, batch: body(state, batch, None), donate_argnums=donated)
     if backend == "jit":
         whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-        compiled = jax.jit(
+        return jax.jit(
             lambda state, batch: body(state, batch, None),
             donate_argnums=donated,
             in_shardings=(whole, split),
             out_shardings=(whole, whole),
         )
-        return compiled
     if backend == "shard_map":
         mapped = jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P()))
         return jax.jit(mapped, donate_argnums=donated)

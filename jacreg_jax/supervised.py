@@ -17,7 +17,7 @@ import optax
 
 from jacreg_jax import checks, deprecation, keys as streams
 from jacreg_jax.penalties import BoundModel, Penalty, projected
-from jacreg_jax.penalty import joint_loss
+from jacreg_jax.penalty import joint_loss, standard_error
 from jacreg_jax.types import Apply, Array, Float, PyTree
 
 Batch: TypeAlias = Mapping[str, Any]
@@ -41,12 +41,12 @@ class JointLoss:
     penalty_times: float = 1  # by `lazily`
 
     def __call__(self, params: PyTree, state: Any, batch: Batch, keys: Array) -> tuple[Array, tuple[Any, Any]]:
-        """(loss, (model_state, metrics)); metrics have one value for each sample."""
+        """(loss, (model_state, metrics))."""
         model = BoundModel(self.apply, params, state.model_state, streams.model_key(keys))
         x, y = self.preprocess(self._raw_input(model, batch, keys)), batch.get("label")
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
-        losses, metrics = self.objective(z, batch)
-        metrics |= norms
+        losses, values = self.objective(z, batch)
+        metrics = {name: jnp.mean(value) for name, value in values.items()} | _statistics(penalty, norms)
         supervised = jnp.mean(losses * batch["weight"] if "weight" in batch else losses)
         coefficient = self.lambda_jr(state.step) if callable(self.lambda_jr) else self.lambda_jr
         value = joint_loss(supervised, self.penalty_times * penalty, lambda_jr=coefficient)
@@ -67,15 +67,16 @@ class JointLoss:
         raw_model = lambda raw: model.output(self.preprocess(raw))
         return jax.lax.stop_gradient(self.perturb(raw_model, raw, batch.get("label"), keys))
 
-    def _forward(self, model: BoundModel, x: Any, y: Any, keys: Array) -> tuple[Any, Any, Any, dict[str, Array]]:
-        """(z, model_state, penalty, metrics of the penalty)."""
+    def _forward(self, model: BoundModel, x: Any, y: Any, keys: Array) -> tuple[Any, Any, Any, Array | None]:
+        """(z, model_state, penalty, norms); norms are None without a penalty, NaN on the steps that leave it out."""
         if self._is_plain:
-            return *model(x), 0.0, {}
+            return *model(x), 0.0, None
         if self.penalty_times:
             (z, model_state), penalty, norms = self.penalty(model, x, y, keys)
-            return z, model_state, penalty, {"penalty": norms}
-        norms = jax.eval_shape(lambda: self.penalty(model, x, y, keys)[2])
-        return *model(x), 0.0, {"penalty": jnp.full(norms.shape, jnp.nan, norms.dtype)}
+            return z, model_state, penalty, norms
+        norms, (z, model_state) = jax.eval_shape(lambda: self.penalty(model, x, y, keys)[2]), model(x)
+        nan = jnp.full_like(jnp.max(jax.tree.leaves(z)[0]), jnp.nan, dtype=norms.dtype)  # varying as z in shard_map
+        return z, model_state, 0.0, jnp.broadcast_to(nan, norms.shape)
 
 
 def supervised_loss(
@@ -104,8 +105,8 @@ def supervised_loss(
 
     Returns:
         loss(params, state, batch, keys) -> (loss, (model_state, metrics)) for `make_train_step`. batch is a dict of
-        arrays [B, ...]; where it has "weight" [B], the loss of each sample is multiplied by it. Metrics have one value
-        for each sample, "penalty" one for each that is penalised; the train step takes the means.
+        arrays [B, ...]; where it has "weight" [B], the loss of each sample is multiplied by it. Metrics are scalars:
+        means of the objective, and penalty with its standard error, penalty_error, over penalty_count samples.
 
     Raises:
         TypeError: apply, objective, penalty, preprocess or perturb cannot be called.
@@ -195,6 +196,15 @@ def multi_label_loss(apply: Apply, **options: Any) -> JointLoss:
         >>> loss = multi_label_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
     """
     return supervised_loss(apply, binary_cross_entropy, **options)
+
+
+def _statistics(penalty: Any, norms: Array | None) -> dict[str, Array]:
+    """The penalty, its standard error, and the samples it is a mean of, as `metrics.merged` takes them."""
+    if norms is None:
+        return {}
+    error, m = standard_error(norms), jnp.full_like(jnp.sum(norms), norms.shape[0])
+    mean = jnp.mean(norms) if isinstance(penalty, float) else jax.lax.stop_gradient(penalty)
+    return {"penalty": mean, "penalty_error": error, "penalty_count": m}
 
 
 # objectives: (z, batch) -> (losses [B], metrics {name: [B]})

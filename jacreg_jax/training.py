@@ -17,6 +17,7 @@ import optax
 from jacreg_jax import sharding
 from jacreg_jax.accumulation import Loss, in_parts as in_parts, lazily as lazily
 from jacreg_jax.keys import check_key
+from jacreg_jax.metrics import merged
 from jacreg_jax.supervised import (
     classification_loss as classification_loss,
     multi_label_loss as multi_label_loss,
@@ -113,16 +114,15 @@ def make_train_step(
 
     Args:
         loss: (params, state, batch, keys) -> (loss, (model_state, metrics)), the mean over the batch; keys holds one
-            typed key for each row, the same on any number of devices. See `classification_loss`. Metrics are scalars or
-            have one value for each sample, [m].
+            typed key for each row, the same on any number of devices. See `classification_loss`. The metrics, scalars,
+            of several devices are put together by `metrics.merged`.
         optimizer: an optax transformation; one that wants value, grad or value_fn gets them.
         mesh: from `sharding.data_mesh`; None for one device.
         backend: "jit", "shard_map" or "pmap".
         donate: reuse the buffers of the old state.
 
     Returns:
-        The step; metrics are scalars, loss and grad_norm among them: means over the samples, and penalty_error, the
-        standard error of penalty.
+        The step; metrics are scalars, loss and grad_norm among them.
 
     Raises:
         ValueError: unknown backend, or no mesh where one is needed.
@@ -231,19 +231,10 @@ def _update(
     new = TrainState(params, opt_state, model_state, state.step + 1, state.key)
     ok = alive & jnp.isfinite(value) & jnp.isfinite(grad_norm)
     kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
-    return kept, {"loss": value, "grad_norm": grad_norm, **_summary(metrics, axis_name)}
-
-
-def _summary(metrics: dict[str, Array], axis_name: str | None) -> dict[str, Array]:
-    """Means over the samples of all devices, and the standard error of the penalty."""
-    means = {name: sharding.mean_over_devices(jnp.mean(values), axis_name) for name, values in metrics.items()}
-    norms = metrics.get("penalty")
-    if norms is None or norms.ndim == 0:
-        return means
-    squares: Array = sharding.mean_over_devices(jnp.sum((norms - means["penalty"]) ** 2), axis_name)
-    devices = 1 if axis_name is None else jax.lax.axis_size(axis_name)
-    m = devices * norms.shape[0]
-    return means | {"penalty_error": jnp.sqrt(devices * squares / max(m - 1, 1) / m)}
+    if axis_name is not None:
+        metrics = merged(metrics, partial(jax.lax.pmean, axis_name=axis_name), jax.lax.axis_size(axis_name))
+    metrics.pop("penalty_count", None)
+    return kept, {"loss": value, "grad_norm": grad_norm, **metrics}
 
 
 def _copy(leaf: Any) -> Any:

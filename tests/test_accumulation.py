@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jacreg_jax import sharding, training
-from jacreg_jax.accumulation import every, in_parts
+from jacreg_jax.accumulation import every, in_parts, lazily
 from jacreg_jax.models import MLP, LeNet, initialize, train_mode
+from jacreg_jax.penalties import exact, projected
 
 MODULE = MLP((8, 4))
 
@@ -27,16 +28,14 @@ def gradient(loss, state, batch, key):
     return jax.jit(jax.value_and_grad(loss, has_aux=True))(state.params, state, batch, keys)
 
 
-@pytest.mark.parametrize("options", [{"num_projections": "exact"}, {"num_projections": 2}, {"lambda_jr": 0.0}])
+@pytest.mark.parametrize("options", [{"penalty": exact()}, {"penalty": projected(2)}, {"lambda_jr": 0.0}])
 def test_parts_are_the_whole(problem, key, options):
     state, batch = problem
     options = {"lambda_jr": 0.3} | options
-    make = lambda part_size: training.classification_loss(train_mode(MODULE), **options, part_size=part_size)
-    whole = gradient(make(None), state, batch, key)
+    loss = training.classification_loss(train_mode(MODULE), **options)
+    whole = gradient(loss, state, batch, key)
     for part_size in (1, 3, 5, 12, 100):  # 5 does not divide 12
-        parts = gradient(make(part_size), state, batch, key)
-        for metrics in (whole[0][1][1], parts[0][1][1]):
-            metrics.pop("penalty_error", None)  # spread within the parts alone
+        parts = gradient(in_parts(part_size, loss), state, batch, key)
         chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
@@ -56,18 +55,17 @@ def test_standard_errors_combine(problem, key):
 def test_parts_under_lazy_and_over_devices(problem, key):
     state, batch = problem
     batch = jax.tree.map(lambda leaf: jnp.concatenate([leaf, leaf[:4]]), batch)
-    make = lambda part_size: training.classification_loss(
-        train_mode(MODULE), lambda_jr=0.3, num_projections="exact", lazy=2, part_size=part_size
-    )
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.3, penalty=exact())
+    losses = {"whole": lazily(2, loss), "parts": lazily(2, in_parts(2, loss)), "inside": in_parts(2, lazily(2, loss))}
     found = {}
-    for part_size, mesh in ((None, None), (2, None), (2, sharding.data_mesh(jax.devices()[:2]))):
+    for name, mesh in (*dict.fromkeys(losses).items(), ("parts", sharding.data_mesh(jax.devices()[:2]))):
         backend = "shard_map" if mesh else "jit"
         options = {"mesh": mesh, "backend": backend, "donate": False}
-        step = training.make_train_step(make(part_size), training.sgd(0.1), **options)
+        step = training.make_train_step(losses[name], training.sgd(0.1), **options)
         after = state
         for _ in range(3):
             after, _ = step(after, batch)
-        found[part_size, backend] = after.params
+        found[name, backend] = after.params
     first, *others = found.values()
     for other in others:
         chex.assert_trees_all_close(other, first, rtol=1e-5, atol=1e-6)
@@ -81,7 +79,8 @@ def test_parts_take_the_memory_of_one(key):
     batch, keys = {"image": image, "label": jnp.zeros(256, int)}, sharding.row_keys(key, 256, None)
 
     def temporaries(part_size):
-        loss = training.classification_loss(train_mode(module), lambda_jr=0.01, part_size=part_size)
+        loss = training.classification_loss(train_mode(module), lambda_jr=0.01)
+        loss = in_parts(part_size, loss) if part_size else loss
         compiled = jax.jit(jax.grad(loss, has_aux=True)).lower(params, state, batch, keys).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
@@ -108,5 +107,10 @@ def test_a_choice_by_the_step(problem, key):
 
 
 def test_part_size_is_checked():
-    with pytest.raises(ValueError, match="part_size must be at least 1 or None, got 0"):
-        training.classification_loss(train_mode(MODULE), part_size=0)
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1)
+    with pytest.raises(ValueError, match="part_size must be an integer of at least 1, got 0"):
+        in_parts(0, loss)
+    with pytest.raises(ValueError, match="period must be an integer of at least 1, got 1.5"):
+        lazily(1.5, loss)
+    with pytest.raises(TypeError, match="loss must come from `supervised` or `in_parts`, got function"):
+        lazily(2, lambda *arguments: None)

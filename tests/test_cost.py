@@ -10,6 +10,7 @@ import pytest
 
 from jacreg_jax import training
 from jacreg_jax.models import LeNet, initialize, train_mode
+from jacreg_jax.penalties import exact, on_part, projected
 from jacreg_jax.pooled_convolution import lax_conv_max_pool
 
 
@@ -31,14 +32,14 @@ def flops():
 
 
 @pytest.mark.parametrize(
-    ("options", "expected"),
+    ("penalty", "expected"),
     [
-        ({"num_projections": 1}, 2.13),
-        ({"num_projections": 1, "sample_fraction": 0.25}, 1.28),
+        (projected(), 2.13),
+        (on_part(0.25), 1.28),
         # all products at once: XLA counts the body of a loop over them once
-        ({"num_projections": "exact", "chunk_size": 10}, 12.3),
+        (exact(chunk_size=10), 12.3),
     ],
 )
-def test_cost_of_a_step(flops, options, expected):
-    ratio = flops(lambda_jr=0.01, **options) / flops()
+def test_cost_of_a_step(flops, penalty, expected):
+    ratio = flops(lambda_jr=0.01, penalty=penalty) / flops()
     assert ratio == pytest.approx(expected, rel=0.03)

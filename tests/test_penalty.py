@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jacreg_jax as jr
+from jacreg_jax.penalties import exact, on_part, projected
 from tests.conftest import mlp, mlp_params
 from tests.reference import frobenius_sq
 
@@ -80,8 +81,8 @@ def test_sub_batch_is_unbiased_and_keeps_the_value(key, fraction):
     params = mlp_params(key, (6, 7, 4))
     x = jax.random.normal(key, (10, 6)) * jnp.linspace(0.1, 3, 10)[:, None]
     f = lambda x: mlp(params, x)
-    call = jax.jit(lambda k: jr.value_and_frobenius_sq(f, x, k, sample_fraction=fraction))
-    z, norms = call(key)
+    z, mean, norms = jax.jit(lambda k: on_part(fraction)(f, x, None, k))(key)
+    np.testing.assert_allclose(mean, norms.mean(), rtol=1e-6)
     np.testing.assert_allclose(z, f(x), rtol=1e-5)
     assert norms.shape == (max(1, round(10 * fraction)),)
     draws = jax.vmap(lambda k: jr.value_and_penalty(f, x, k, sample_fraction=fraction)[1])(jax.random.split(key, 4000))
@@ -91,10 +92,10 @@ def test_sub_batch_is_unbiased_and_keeps_the_value(key, fraction):
 
 def test_sub_batch_with_aux_keeps_the_whole_batch(small_mlp, key):
     f, x = small_mlp
-    (z, mean), norms = jr.value_and_frobenius_sq(lambda x: (f(x), x.mean()), x, key, sample_fraction=0.5, has_aux=True)
+    with_aux = lambda x: (f(x), x.mean())
+    (z, mean), _ = jr.value_and_penalty(with_aux, x, key, sample_fraction=0.5, has_aux=True)
     np.testing.assert_allclose(z, f(x), rtol=1e-6)
     np.testing.assert_allclose(mean, x.mean(), rtol=1e-6)
-    assert norms.shape == (3,)
 
 
 def test_pytrees(key):
@@ -161,17 +162,17 @@ def test_accumulated_mean_equals_the_plain_one(key, activation, chunk_size, num_
     """Value, norms and gradients in parameters and input, whatever the chunks; jit inside grad and grad inside jit."""
     params = mlp_params(key, (6, 7, 5, 4))
     x = jax.random.normal(key, (8, 6))
-    options = {"num_projections": num_projections}
+    is_exact = num_projections == "exact"
+    penalty = exact(chunk_size) if is_exact else projected(num_projections, chunk_size=chunk_size)
 
     def chunked(params, x):
-        f = lambda x: mlp(params, x, activation)
-        return jr.value_and_mean_frobenius_sq(f, x, key, chunk_size=chunk_size, **options)[1]
+        return penalty(lambda x: mlp(params, x, activation), x, None, key)[1]
 
     def plain(params, x):
         f = lambda x: mlp(params, x, activation)
-        if num_projections == "exact":
-            return jr.value_and_exact_frobenius_sq(f, x)[1].mean()
-        return jr.value_and_frobenius_sq(f, x, key, **options)[1].mean()
+        if is_exact:
+            return jr.exact_frobenius_sq(f, x).mean()
+        return jr.projected_frobenius_sq(f, x, key, num_projections=num_projections).mean()
 
     np.testing.assert_allclose(chunked(params, x), plain(params, x), rtol=1e-5)
     expected = jax.grad(plain, (0, 1))(params, x)
@@ -193,7 +194,7 @@ def test_accumulated_mean_under_forward_over_reverse(key):
 def test_norms_of_the_mean_carry_no_gradient(key):
     params = mlp_params(key, (6, 7, 4))
     x = jax.random.normal(key, (8, 6))
-    norms = lambda p: jr.value_and_mean_frobenius_sq(lambda x: mlp(p, x), x, num_projections="exact")[2].sum()
+    norms = lambda p: exact()(lambda x: mlp(p, x), x, None, None)[2].sum()
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(norms)(params)))
-    exact = jr.exact_frobenius_sq(lambda x: mlp(params, x), x)
-    np.testing.assert_allclose(norms(params), exact.sum(), rtol=1e-5)
+    expected = jr.exact_frobenius_sq(lambda x: mlp(params, x), x)
+    np.testing.assert_allclose(norms(params), expected.sum(), rtol=1e-5)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import jacreg_jax as jr
-from jacreg_jax import relatives, sharding, training
+from jacreg_jax import penalties, relatives, sharding, training
 from tests.conftest import mlp, mlp_params
 from tests.reference import jacobian_matrix
 
@@ -107,7 +107,7 @@ def test_errors(small_mlp, key):
         (lambda: relatives.input_gradient_penalty(f, x, y[:2]), r"y must have shape \(6,\)"),
         (lambda: relatives.noise_consistency(f, x, key, sigma=0.0), "sigma must be above 0"),
         (lambda: relatives.first_order_frobenius_sq(f, x, key, step=0.0), "step must be above 0"),
-        (lambda: relatives.spectral_norm_sq(f, x, key, num_iterations=0), "num_iterations must be at least 1"),
+        (lambda: relatives.spectral_norm_sq(f, x, key, num_iterations=0), "num_iterations must be an integer of at least 1"),
         (lambda: relatives.target_jacobian_sq(f, x, x), r"target must have shape \(6, 5, 12\) or \(5, 12\)"),
         (lambda: relatives.layerwise_frobenius_sq([], x, key), "at least one function"),
     ):
@@ -118,12 +118,12 @@ def test_errors(small_mlp, key):
 @pytest.mark.parametrize(
     "relative",
     [
-        lambda f, x, label, keys: relatives.input_gradient_penalty(f, x, label),
-        lambda f, x, label, keys: relatives.noise_consistency(f, x, keys, sigma=0.1),
-        lambda f, x, label, keys: relatives.first_order_frobenius_sq(f, x, keys),
-        lambda f, x, label, keys: relatives.spectral_norm_sq(f, x, keys),
-        lambda f, x, label, keys: relatives.target_jacobian_sq(f, x, jnp.ones((3, 8))),
-        lambda f, x, label, keys: jr.projected_frobenius_sq(relatives.centred(f), x, keys),
+        lambda f, x, y, key: relatives.input_gradient_penalty(f, x, y),
+        lambda f, x, y, key: relatives.noise_consistency(f, x, key, sigma=0.1),
+        lambda f, x, y, key: relatives.first_order_frobenius_sq(f, x, key),
+        lambda f, x, y, key: relatives.spectral_norm_sq(f, x, key),
+        lambda f, x, y, key: relatives.target_jacobian_sq(f, x, jnp.ones((3, 8))),
+        lambda f, x, y, key: jr.projected_frobenius_sq(relatives.centred(f), x, key),
     ],
     ids=["input gradient", "noise", "first order", "spectral", "target", "centred"],
 )
@@ -133,7 +133,7 @@ def test_relatives_in_the_train_step(relative, key):
     batch = {"image": x, "label": jnp.arange(10) % 3}
     apply = lambda params, state, x, key: (mlp(params, x), state)
     optimizer = training.sgd(0.1, momentum=0.0)
-    loss = training.classification_loss(apply, lambda_jr=0.3, relative=relative)
+    loss = training.classification_loss(apply, lambda_jr=0.3, penalty=penalties.of(relative))
     state = training.init_state(params, optimizer, key)
     new, metrics = training.make_train_step(loss, optimizer, donate=False)(state, batch)
     keys = sharding.row_keys(jax.random.fold_in(key, 0), 10, None)

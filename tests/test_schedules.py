@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import jacreg_jax as jr
-from jacreg_jax import schedules, training
+from jacreg_jax import penalties, schedules, training
 from jacreg_jax.models import MLP, initialize, train_mode
 
 
@@ -32,7 +32,7 @@ def test_ramp_in_a_train_step(key):
     ramp = schedules.lambda_ramp(0.1, num_steps=4, start=2)
     np.testing.assert_allclose([ramp(t) for t in (0, 2, 4, 6, 9)], [0, 0, 0.05, 0.1, 0.1], atol=1e-7)
     optimizer = training.sgd(0.0, momentum=0.0)
-    loss = training.classification_loss(train_mode(module), lambda_jr=ramp, num_projections="exact")
+    loss = training.classification_loss(train_mode(module), lambda_jr=ramp, penalty=penalties.exact())
     state = training.init_state(params, optimizer, key)
     data = {"image": image, "label": jnp.arange(12) % 4}
     _, metrics = training.make_train_steps(loss, optimizer)(state, data, jnp.broadcast_to(jnp.arange(12), (8, 12)))

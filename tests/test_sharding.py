@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacreg_jax import sharding, training
+from jacreg_jax import penalties, sharding, training
 from jacreg_jax.models import MLP, initialize, train_mode
 
 MODULE = MLP((8, 4))
@@ -39,7 +39,7 @@ def single(problem):
     """One device, no mesh: the sphere probe, and the exact norm in chunks."""
     params, batch = problem
     results = {}
-    for name, options in {"sphere": {}, "exact": {"num_projections": "exact", "chunk_size": 3}}.items():
+    for name, options in {"sphere": {}, "exact": {"penalty": penalties.exact(chunk_size=3)}}.items():
         optimizer = training.sgd(0.1, weight_decay=1e-3)
         loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1, **options)
         state = training.init_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(7))
@@ -57,13 +57,13 @@ def test_backends_agree_on_any_number_of_devices(problem, single, backend, devic
     assert len(jax.devices()) == 8
     params, metrics = train(problem, devices, backend)
     chex.assert_trees_all_close(params, single["sphere"][0], rtol=1e-5, atol=1e-6)
-    for name in ("loss", "penalty", "grad_norm", "accuracy"):
+    for name in ("loss", "penalty", "penalty_error", "grad_norm", "accuracy"):
         np.testing.assert_allclose(metrics[name], single["sphere"][1][name], rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", ["shard_map", "pmap"])
 def test_chunked_exact_norm_inside_the_mapped_body(problem, single, backend):
-    params, _ = train(problem, 2, backend, num_projections="exact", chunk_size=3)
+    params, _ = train(problem, 2, backend, penalty=penalties.exact(chunk_size=3))
     chex.assert_trees_all_close(params, single["exact"][0], rtol=1e-5, atol=1e-6)
 
 

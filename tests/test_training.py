@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 import jacreg_jax as jr
-from jacreg_jax import training
+from jacreg_jax import penalties, training
 from jacreg_jax.models import MLP, ResNet18, eval_mode, initialize, train_mode
 from tests.reference import frobenius_sq
 
@@ -47,9 +47,9 @@ def test_sgd_is_the_papers(problem, key):
 @pytest.mark.parametrize(
     "options",
     [
-        {"num_projections": "exact"},
-        {"num_projections": "exact", "chunk_size": 2},
-        {"num_projections": 4, "probe": "orthonormal"},
+        {"penalty": penalties.exact()},
+        {"penalty": penalties.exact(chunk_size=2)},
+        {"penalty": penalties.projected(4, "orthonormal")},
     ],
 )
 def test_step_follows_the_joint_loss(problem, key, options):
@@ -96,7 +96,7 @@ def test_plain_loss_has_no_penalty_in_the_program(problem, key):
 
 def test_many_steps_equal_single_steps(problem, key):
     params, data = problem
-    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1, sample_fraction=0.5)
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1, penalty=penalties.on_part(0.5))
     optimizer = training.sgd(0.1, weight_decay=1e-3)
     indices = jax.random.randint(key, (7, 5), 0, 12)
     many, metrics = training.make_train_steps(loss, optimizer)(state_of(params, optimizer, key), data, indices)
@@ -127,7 +127,7 @@ def test_training_reduces_the_jacobian(problem, key):
 def test_traces_once(problem, key):
     params, batch = problem
     loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1)
-    step = training.make_train_step(chex.assert_max_traces(loss, n=1), training.sgd(training.quench(0.1, [2])))
+    step = training.make_train_step(chex.assert_max_traces(loss.__call__, n=1), training.sgd(training.quench(0.1, [2])))
     state = state_of(params, training.sgd(training.quench(0.1, [2])), key)
     for _ in range(4):
         state, _ = step(state, batch)
@@ -137,12 +137,11 @@ def test_lazy_penalty(problem, key):
     """Every third step carries three times the weight, the others none; so does the loss that is reported."""
     params, batch = problem
     optimizer = training.sgd(0.0, momentum=0.0)  # the parameters stay, so that steps can be compared
-    make = lambda **options: training.make_train_steps(
-        training.classification_loss(train_mode(MODULE), lambda_jr=0.1, num_projections="exact", **options), optimizer
-    )
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1, penalty=penalties.exact())
     indices = jnp.broadcast_to(jnp.arange(12), (6, 12))
-    _, full = make()(state_of(params, optimizer, key), batch, indices)
-    _, lazy = make(lazy=3)(state_of(params, optimizer, key), batch, indices)
+    _, full = training.make_train_steps(loss, optimizer)(state_of(params, optimizer, key), batch, indices)
+    steps = training.make_train_steps(training.lazily(3, loss), optimizer)
+    _, lazy = steps(state_of(params, optimizer, key), batch, indices)
     np.testing.assert_array_equal(np.isnan(lazy["penalty"]), [False, True, True] * 2)
     np.testing.assert_allclose(lazy["loss"].mean(), full["loss"].mean(), rtol=1e-6)
     assert np.isfinite(lazy["loss"]).all()
@@ -179,13 +178,13 @@ class Normalized(nn.Module):
 
 @pytest.mark.parametrize("module", [Normalized(), pytest.param(ResNet18(), marks=pytest.mark.slow)])
 def test_batch_norm_state_and_penalty(module, key):
-    """Statistics move in training; penalty_apply=eval_mode gives the per-sample norm of the eval-mode model."""
+    """Statistics move in training; of_model(eval_mode) gives the per-sample norm of the eval-mode model."""
     x = jax.random.normal(key, (2, 8, 8, 3))
     params, model_state = initialize(module, key, x)
     batch = {"image": x, "label": jnp.zeros(2, int)}
     optimizer = training.sgd(0.01)
-    options = {"lambda_jr": 0.01, "num_projections": 10, "probe": "orthonormal"}
-    loss = training.classification_loss(train_mode(module), penalty_apply=eval_mode(module), **options)
+    penalty = penalties.of_model(eval_mode(module), penalties.projected(10, "orthonormal"))
+    loss = training.classification_loss(train_mode(module), lambda_jr=0.01, penalty=penalty)
     step = training.make_train_step(loss, optimizer, donate=False)
     state = state_of(params, optimizer, key, model_state)
     new, metrics = step(state, batch)
@@ -233,10 +232,8 @@ def test_a_step_that_is_not_finite_keeps_the_state(problem, key):
 
 
 def test_bad_options():
-    with pytest.raises(ValueError, match="lazy must be at least 1, got 0"):
-        training.classification_loss(train_mode(MODULE), lazy=0)
-    with pytest.raises(ValueError, match="num_projections must be an integer or 'exact', got 'all'"):
-        training.classification_loss(train_mode(MODULE), num_projections="all")
+    with pytest.raises(ValueError, match="num_projections must be an integer of at least 1, got 'all'"):
+        penalties.projected("all")
     with pytest.raises(ValueError, match="backend must be 'jit', 'shard_map' or 'pmap', got 'xmap'"):
         training.make_train_step(lambda *a: None, training.sgd(0.1), backend="xmap")
     with pytest.raises(ValueError, match="mesh must be given for backend 'pmap'"):

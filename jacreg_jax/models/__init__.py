@@ -1,6 +1,7 @@
 """The paper's networks in flax.linen (Appendix D): `module.apply(variables, x, train=...)`, logits out."""
 
 from jacreg_jax.models.apply import (
+    batch_statistics_mode as batch_statistics_mode,
     eval_mode as eval_mode,
     initialize as initialize,
     predictor as predictor,

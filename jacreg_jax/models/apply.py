@@ -1,54 +1,171 @@
 """A flax.linen module as the pure functions that training and evaluation take."""
 
-import dataclasses
+import functools
+import inspect
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import linen as nn
 
+from jacreg_jax.functional import Output, at_batch_statistics, reads_running_statistics
+from jacreg_jax.types import Apply, PyTree
 
-def initialize(module: nn.Module, key: jax.Array, x) -> tuple[dict, dict]:
-    """(params, model_state) of the module for inputs like x; model_state holds BatchNorm's statistics, or is {}."""
+# arguments that choose the mode of a module, and their value in train mode
+MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
+
+
+def initialize(module: nn.Module, key: jax.Array, x: Any) -> tuple[PyTree, PyTree]:
+    """(params, model_state) of the module for inputs like x; model_state holds BatchNorm's statistics, or is {}.
+
+    Args:
+        module: a `flax.linen.Module`.
+        key: typed key.
+        x: an input, [B, ...].
+
+    Example:
+        >>> from jacreg_jax.models import MLP
+        >>> params, model_state = initialize(MLP((8, 3)), jax.random.key(0), jax.numpy.ones((1, 4)))
+        >>> sorted(params), model_state
+        (['Dense_0', 'Dense_1'], {})
+    """
     variables = dict(jax.jit(module.init)(key, x))
     return variables.pop("params"), variables
 
 
-def train_mode(module: nn.Module) -> Callable:
-    """(params, model_state, x, key) -> (logits, model_state): dropout drawn from key, batch statistics updated."""
+def train_mode(module: nn.Module, **options: Any) -> Apply:
+    """(params, model_state, x, key) -> (logits, model_state): dropout drawn from key, batch statistics updated.
 
-    def apply(params, model_state, x, key):
-        variables, rngs = {"params": params, **model_state}, {"dropout": key}
-        return module.apply(variables, x, train=True, rngs=rngs, mutable=list(model_state))
-
-    return apply
-
-
-def eval_mode(module: nn.Module) -> Callable:
-    """(params, model_state, x, key) -> (logits, model_state): no dropout, running statistics, nothing updated."""
-
-    def apply(params, model_state, x, key=None):
-        del key
-        return module.apply({"params": params, **model_state}, x, train=False), model_state
-
-    return apply
+    Args:
+        module: a `flax.linen.Module` whose call takes train, or another argument of `MODES`.
+        **options: other arguments of its call.
+    """
+    return functools.partial(_applied, module, options | _mode(module, True))
 
 
-def predictor(module: nn.Module, params, model_state=None, *, preprocess: Callable | None = None) -> Callable:
+def called_with(module: nn.Module, **options: Any) -> Apply:
+    """(params, model_state, x, key) -> (logits, model_state): the module as these arguments of its call make it."""
+    return functools.partial(_applied, module, options)
+
+
+def eval_mode(module: nn.Module, **options: Any) -> Apply:
+    """(params, model_state, x, key) -> (logits, model_state): no dropout, running statistics, nothing updated.
+
+    Args:
+        module: as for `train_mode`.
+        **options: other arguments of its call.
+    """
+    return reads_running_statistics(functools.partial(_applied, module, options | _mode(module, False), is_frozen=True))
+
+
+def batch_statistics_mode(module: nn.Module, **options: Any) -> Apply:
+    """(params, model_state, x, key) -> (logits, model_state): eval mode at the statistics of x itself.
+
+    What to penalise where there is BatchNorm: `penalties.of_model(batch_statistics_mode(module))`. The statistics come
+    from stop_gradient(x) and are differentiable in the parameters; see `functional.at_batch_statistics`. They are those
+    of modules that keep running averages with a `momentum`, as flax's BatchNorm does.
+
+    Args:
+        module: as for `train_mode`.
+        **options: other arguments of its call.
+    """
+    train = train_mode(module, **options)
+
+    def statistics(params: PyTree, model_state: PyTree, x: Any, key: Any) -> PyTree:
+        with nn.intercept_methods(_without_momentum):
+            return train(params, model_state, x, key)[1]
+
+    return at_batch_statistics(statistics, eval_mode(module, **options))
+
+
+def predictor(
+    module: nn.Module,
+    params: PyTree,
+    model_state: PyTree = None,
+    *,
+    preprocess: Callable[[Any], Any] | None = None,
+    **options: Any,
+) -> Callable[..., Any]:
     """f(x) -> logits in eval mode, as attacks and evaluation take it.
 
     The function is a pytree of its parameters (`jax.tree_util.Partial`): pass it through jit as an argument and new
     parameters do not recompile. With preprocess, such as `datasets.MNIST.normalize`, it takes raw pixels.
+
+    Args:
+        module: as for `train_mode`.
+        params: parameters.
+        model_state: such as BatchNorm's statistics; None: {}.
+        preprocess: raw pixels -> the input of the network.
+        **options: other arguments of its call.
     """
-    return jax.tree_util.Partial(_Predict(module, preprocess), params, model_state or {})
+    evaluate = _Evaluate(module, tuple(sorted(options.items())))
+    return jax.tree_util.Partial(Output(evaluate, preprocess), params, model_state or {}, None)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Predict:
-    """Equal for equal modules, so that predictors of one module share a compiled program."""
+def _without_momentum(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """Running averages forget what was before: train mode then leaves the batch's own statistics in the state."""
+    if isinstance(getattr(context.module, "momentum", None), float):
+        object.__setattr__(context.module, "momentum", 0.0)  # of this call's own copy of the module
+    return method(*args, **kwargs)
 
-    module: nn.Module
-    preprocess: Callable | None
 
-    def __call__(self, params, model_state, x):
-        x = self.preprocess(x) if self.preprocess else x
-        return self.module.apply({"params": params, **model_state}, x, train=False)
+class _Evaluate:
+    """Eval mode; equal for equal modules, so that predictors of one module share a compiled program."""
+
+    def __init__(self, module: nn.Module, options: tuple[tuple[str, Any], ...]):
+        self.own = module, options
+
+    def __call__(self, params: PyTree, model_state: PyTree, x: Any, key: Any = None) -> tuple[Any, PyTree]:
+        module, options = self.own
+        return _applied(module, dict(options) | _mode(module, False), params, model_state, x, key, is_frozen=True)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Evaluate) and self.own == other.own
+
+    def __hash__(self) -> int:
+        return hash(self.own)
+
+
+def _applied(
+    module: nn.Module,
+    options: dict[str, Any],
+    params: PyTree,
+    model_state: PyTree,
+    x: Any,
+    key: Any = None,
+    *,
+    is_frozen: bool = False,
+) -> tuple[Any, PyTree]:
+    """(output, model_state) of the module called with these options; frozen, the state is that given."""
+    variables = {"params": params, **model_state}
+    if is_frozen:
+        return module.apply(variables, x, **options), model_state
+    rngs = None if key is None else {"dropout": key}
+    output, new = module.apply(variables, x, rngs=rngs, mutable=list(model_state), **options)
+    return output, _without_sown(model_state, dict(new))
+
+
+def _without_sown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    """The new state. Collections that a call adds to, as `sow` does, are no state: they stay as they were."""
+    state = dict(new)
+    for name in old:
+        before, after = (str(jax.tree.structure(state.get(name))) for state in (old, new))
+        if before != after:
+            state[name] = old[name]
+            warnings.warn(
+                f"collection {name!r} of the module grows in every call, as `sow` makes it: it is kept out of the "
+                "model's state, and no loss sees it",
+                stacklevel=2,
+            )
+    return state
+
+
+def mode_argument(call: Callable[..., Any]) -> str | None:
+    """The argument of MODES that this call takes."""
+    return next((name for name in MODES if name in inspect.signature(call).parameters), None)
+
+
+def _mode(module: nn.Module, is_train: bool) -> dict[str, bool]:
+    name = mode_argument(type(module).__call__)
+    return {} if name is None else {name: MODES[name] == is_train}

@@ -1,0 +1,44 @@
+"""Metrics of a batch from those of its shares: devices of a mesh, or parts done one after the other."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def merged(metrics: dict[str, jax.Array], mean: Callable[[jax.Array], jax.Array], shares: int) -> dict[str, jax.Array]:
+    """The metrics of the whole from those of equal shares.
+
+    Means are averaged. A metric NAME_error is the standard error of NAME over NAME_count samples of each share; with m
+    of them in each of D shares, means p_d and errors e_d,
+
+        e^2 = sum_d (m (m - 1) e_d^2 + m (p_d - p)^2) / ((D m - 1) D m),
+
+    which is the standard error over all D m samples. Without a count, e^2 = sum_d e_d^2 / D^2.
+
+    Args:
+        metrics: of a share, or stacked over them.
+        mean: over the shares, such as a `jax.lax.pmean`.
+        shares: D.
+
+    Returns:
+        Scalars by the same names.
+
+    Example:
+        >>> halves = {"p": jnp.asarray([1.0, 3.0]), "p_error": jnp.zeros(2), "p_count": jnp.ones(2)}
+        >>> whole = merged(halves, jnp.mean, 2)
+        >>> float(whole["p"]), float(whole["p_error"])
+        (2.0, 1.0)
+    """
+    whole = {name: mean(value).astype(value.dtype) for name, value in metrics.items()}
+    for name in [name for name in metrics if name.endswith("_error")]:
+        of, error = name.removesuffix("_error"), metrics[name]
+        if f"{of}_count" not in metrics:
+            whole[name] = jnp.sqrt(mean(error**2) / shares)
+            continue
+        m = metrics[f"{of}_count"]
+        total = shares * whole[f"{of}_count"]
+        squares = shares * mean(m * (m - 1) * error**2 + m * (metrics[of] - whole[of]) ** 2)
+        whole[name] = jnp.sqrt(squares / jnp.maximum(total - 1, 1) / total)
+        whole[f"{of}_count"] = total
+    return whole

@@ -1,0 +1,128 @@
+"""BatchNorm and the penalty: what a user is after is held-out accuracy and norm after training, in every library."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen, nnx
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from jacreg_jax import evaluation, exact_frobenius_sq, interop, penalties, training
+
+WAYS = ("no penalty", "train mode", "running statistics", "batch statistics")
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """(train, test) of {"image": [N, 8, 8, 1], "label": [N]}."""
+    x, y = load_digits(return_X_y=True)
+    x = (x / 16).reshape(-1, 8, 8, 1).astype(np.float32)
+    parts = train_test_split(x, y.astype(np.int32), test_size=0.3, random_state=0, stratify=y)
+    return [{"image": jnp.asarray(parts[i]), "label": jnp.asarray(parts[i + 2])} for i in (0, 1)]
+
+
+class LinenNet(linen.Module):
+    """Convolution, BatchNorm, tanh, pooling, dense."""
+
+    @linen.compact
+    def __call__(self, x, train: bool = False):
+        x = linen.BatchNorm(use_running_average=not train, momentum=0.9)(linen.Conv(16, (3, 3))(x))
+        x = linen.max_pool(linen.tanh(x), (2, 2), (2, 2))
+        return linen.Dense(10)(x.reshape(len(x), -1))
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(1, 16, (3, 3), rngs=rngs)
+        self.norm = nnx.BatchNorm(16, momentum=0.9, rngs=rngs)
+        self.dense = nnx.Linear(256, 10, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.max_pool(nnx.tanh(self.norm(self.conv(x))), (2, 2), (2, 2))
+        return self.dense(x.reshape(len(x), -1))
+
+
+def linen_net():
+    module = LinenNet()
+    return interop.from_linen(module, module.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1))))
+
+
+def nnx_net():
+    return interop.from_nnx(NnxNet(nnx.Rngs(0)))
+
+
+def equinox_net(mode):
+    eqx = pytest.importorskip("equinox")
+
+    class Net(eqx.Module):
+        conv: eqx.nn.Conv2d
+        norm: eqx.nn.BatchNorm
+        dense: eqx.nn.Linear
+
+        def __init__(self, key):
+            a, b = jax.random.split(key)
+            self.conv = eqx.nn.Conv2d(1, 16, 3, padding=1, key=a)
+            self.norm = eqx.nn.BatchNorm(16, axis_name="batch", mode=mode, momentum=0.9)
+            self.dense = eqx.nn.Linear(256, 10, key=b)
+
+        def __call__(self, x, state):
+            x, state = self.norm(self.conv(x.transpose(2, 0, 1)), state)
+            x = jnp.tanh(x).reshape(16, 4, 2, 4, 2).max((2, 4))
+            return self.dense(x.ravel()), state
+
+    return interop.from_equinox(*eqx.nn.make_with_state(Net)(jax.random.key(0)))
+
+
+def haiku_net():
+    hk = pytest.importorskip("haiku")
+
+    def net(x, is_training):
+        x = hk.BatchNorm(True, True, 0.9)(hk.Conv2D(16, 3)(x), is_training)
+        x = hk.max_pool(jnp.tanh(x), (2, 2, 1), (2, 2, 1), "VALID")
+        return hk.Linear(10)(x.reshape(len(x), -1))
+
+    transformed = hk.transform_with_state(net)
+    params, state = transformed.init(jax.random.key(0), jnp.zeros((2, 8, 8, 1)), is_training=True)
+    return interop.from_haiku(transformed, params, state, is_training=True)
+
+
+NETS = {
+    "linen": linen_net,
+    "nnx": nnx_net,
+    "equinox, batch": lambda: equinox_net("batch"),
+    "equinox, ema": lambda: equinox_net("ema"),
+    "haiku": haiku_net,
+}
+
+
+def trained(net, way, data, *, lambda_jr=0.01, num_steps=1000, learning_rate=0.05):
+    """(accuracy, root of the mean ||J||_F^2) on held-out data in eval mode."""
+    train, test = data
+    penalty = {
+        "batch statistics": lambda: penalties.of_model(net.batch_statistics),
+        "running statistics": lambda: penalties.of_model(net.eval),
+    }.get(way, penalties.projected)()
+    loss = training.classification_loss(net.train, penalty=penalty, lambda_jr=0.0 if way == "no penalty" else lambda_jr)
+    optimizer = training.sgd(learning_rate)
+    state = training.init_state(net.params, optimizer, jax.random.key(1), net.model_state)
+    rows = np.random.default_rng(0).integers(0, len(train["label"]), (num_steps, 64)).astype(np.int32)
+    state, _ = training.make_train_steps(loss, optimizer)(state, train, rows)
+    f = net.predictor(state.params, state.model_state)
+    norms = evaluation.map_batches(exact_frobenius_sq, f, test["image"], batch_size=270)
+    return evaluation.accuracy(f, test["image"], test["label"]), float(np.sqrt(norms.mean()))
+
+
+@pytest.fixture(scope="module")
+def plain(digits):
+    """Without a penalty, by library."""
+    return {name: trained(make(), "no penalty", digits) for name, make in NETS.items()}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_penalised_at_batch_statistics(name, digits, plain):
+    """Accuracy within 4 points of no penalty, a held-out norm of at most a third."""
+    accuracy, norm = trained(NETS[name](), "batch statistics", digits)
+    print(f"{name}: {accuracy:.3f}, {norm:.2f}; without {plain[name][0]:.3f}, {plain[name][1]:.2f}")
+    assert accuracy > plain[name][0] - 0.04
+    assert norm < plain[name][1] / 3
