@@ -75,6 +75,8 @@ def _defined(path: Path) -> set[str]:
 def _defined_at(path: Path, changed: int) -> set[str]:
     found = set()
     for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
         for target in targets:
             for part in target.elts if isinstance(target, ast.Tuple) else [target]:

@@ -36,13 +36,10 @@ def block(name: str) -> str:
     if name not in tables and name not in figures:
         raise ValueError(f"no experiment owns {name!r}; there are {', '.join(sorted(tables.keys() | figures.keys()))}")
     parts = [tables[name]()] if name in tables else []
-    return "\n\n".join(parts + ([picture(name)] if name in figures else []))
-
-
-def picture(name: str) -> str:
-    """The line that shows a figure of docs/figures."""
-    title = name.replace("figure_s", "Figure S").replace("figure", "Figure ")
-    return f"![{title}](figures/{name}.png)" if (FIGURES / f"{name}.png").exists() else f"{title}: not run."
+    if name in figures and (FIGURES / f"{name}.png").exists():
+        title = name.replace("figure_s", "Figure S").replace("figure", "Figure ")
+        parts.append(f"![{title}](figures/{name}.png)")
+    return "\n\n".join(parts) or "not run"
 
 
 def rebuild(text: str) -> str:
@@ -57,7 +54,7 @@ def main(paths: list[Path]):
         if figure is not None:
             plots.save(figure, FIGURES / f"{name}.png")
             plt.close(figure)
-            print(f"wrote {(FIGURES / name).relative_to(ROOT)}.png")
+            print(f"wrote {FIGURES / name}.png")
     for path in paths or pages():
         record.write_text(path, rebuild(path.read_text()))
         print(f"wrote {path}")

@@ -56,13 +56,18 @@ def cells(config: Config) -> list[Cell]:
     ]
 
 
+def files(config: Config) -> dict[str, dict]:
+    """The times."""
+    return {"beyond_probes/milliseconds": {"variants": config.variants, "dispatch": config.dispatch}}
+
+
 def run(config: Config):
     """Train and test what is missing; then the time of fresh steps, all variants in turn."""
     lab_cells.fill(cells(config), config)
     if not config.timed:
         return
-    path = config.out / "beyond_probes" / "milliseconds.json"
-    settings = {"variants": config.variants, "dispatch": config.dispatch}
+    ((name, settings),) = files(config).items()
+    path = config.out / f"{name}.json"
     if not record.is_done(path, settings):
         found = {"milliseconds": measure.milliseconds(recipes(config), config), "environment": record.environment()}
         record.write_json(path, {"config": settings} | found)

@@ -10,7 +10,6 @@ import dataclasses
 from functools import partial
 from typing import Literal
 
-from experiments import RESULTS
 from experiments.lab import measure, options
 from experiments.lab.cells import Cell
 from experiments.lab.problems import MNIST_LENET
@@ -43,11 +42,12 @@ def cells(config: Config) -> list[Cell]:
 def table() -> str:
     """With and without dropout in the penalty, over the seeds that both have, and the difference by seed."""
     rows = []
-    for path in sorted((RESULTS / "dropout_in_penalty").glob("*.json"), key=lambda path: int(path.stem)):
-        first, second = (results.by_seed(f) for f in (f"table1/{path.stem}-all", f"dropout_in_penalty/{path.stem}"))
+    columns = (file.split("/")[1] for file in results.names("dropout_in_penalty/*"))
+    for column in sorted(columns, key=int):
+        first, second = (results.by_seed(file) for file in (f"table1/{column}-all", f"dropout_in_penalty/{column}"))
         both = [[results.percent(m[s]) for s in first.keys() & second.keys()] for m in (first, second)]
         moved = results.paired(first, second, results.percent)
-        rows.append([path.stem, *(results.spread(values, 1) for values in both), results.spread(moved, 1)])
+        rows.append([column, *(results.spread(values, 1) for values in both), results.spread(moved, 1)])
     header = [
         "samples per class",
         "Table 1 (one mask for both branches)",

@@ -13,7 +13,6 @@ from typing import Literal
 
 import numpy as np
 
-from experiments import RESULTS
 from experiments.lab import measure, options
 from experiments.lab.cells import Cell
 from experiments.lab.problems import MNIST_LENET
@@ -56,9 +55,9 @@ def cells(config: Config) -> list[Cell]:
 def table() -> str:
     """Beside Table 1's models of the same seeds: means, difference by seed, and correlation over the seeds."""
     rows = []
-    for path in sorted((RESULTS / "initializations").glob("*.json")):
-        column, regularizer, initialization, *draw = path.stem.split("-", 3)
-        first, second = (results.by_seed(n) for n in (f"table1/{column}-{regularizer}", f"initializations/{path.stem}"))
+    for file in results.names("initializations/*"):
+        column, regularizer, initialization, *draw = file.split("/")[1].split("-", 3)
+        first, second = (results.by_seed(n) for n in (f"table1/{column}-{regularizer}", file))
         seeds = [seed for seed in first if seed in second]
         both = [[results.percent(models[seed]) for seed in seeds] for models in (first, second)]
         moved = results.paired(first, second, results.percent)

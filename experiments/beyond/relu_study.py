@@ -108,7 +108,7 @@ def measure(config: Config, settings: dict, params, seed: int, test) -> dict:
     }
 
 
-def settings_of(config: Config) -> dict[str, dict]:
+def files(config: Config) -> dict[str, dict]:
     """What the numbers of each result file depend on."""
     names = ("widths", "lambda_jr", "sigma", "num_steps", "learning_rate", "num_attacked", "norms")
     fixed = {name: getattr(config, name) for name in names}
@@ -118,7 +118,7 @@ def settings_of(config: Config) -> dict[str, dict]:
 
 def run(config: Config):
     """Train and measure what the results lack."""
-    for name, settings in settings_of(config).items():
+    for name, settings in files(config).items():
 
         def compute(seeds, settings=settings):
             data, test = (images(MNIST_LENET, split, config.data_dir) for split in ("train", "test"))

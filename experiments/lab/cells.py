@@ -82,15 +82,17 @@ def check_weights(cell: Cell, path: Path, options: Options):
 
 def brief(metrics: dict) -> str:
     """One line of metrics: numbers as they are, the median of distances, the ends of a curve."""
-    parts = []
-    for name, value in metrics.items():
-        if isinstance(value, dict):
-            parts.append(f"{name} ({brief(value)})")
-        elif isinstance(value, numbers.Number):
-            parts.append(f"{name} {value:.4g}")
-        elif name == "distance":
-            parts.append(f"median distance {np.median([np.inf if v is None else v for v in value]):.3f}")
-        elif isinstance(value, list) and name != "steps" and value:
-            first, last = ({"": v} if not isinstance(v, dict) else v for v in (value[0], value[-1]))
-            parts.append(f"{name} {brief(first)} ... {brief(last)}")
-    return ", ".join(parts)
+    return ", ".join(part for name, value in metrics.items() if (part := _brief(name, value)))
+
+
+def _brief(name: str, value) -> str:
+    if isinstance(value, dict):
+        return f"{name} ({brief(value)})"
+    if isinstance(value, numbers.Number):
+        return f"{name} {value:.4g}"
+    if not isinstance(value, list) or not value or name == "steps":
+        return ""
+    if name == "distance":
+        return f"median distance {np.median([np.inf if v is None else v for v in value]):.3f}"
+    ends = [brief(v) if isinstance(v, dict) else f"{v:.4g}" for v in (value[0], value[-1])]
+    return f"{name} {ends[0]} ... {ends[1]}"

@@ -66,7 +66,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         ValueError: it is damaged; with the path and the remedy.
     """
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
     except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         if isinstance(error, FileNotFoundError):

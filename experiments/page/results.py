@@ -33,6 +33,11 @@ def read(name: str) -> dict | None:
         raise ValueError(f"{path} is damaged ({error}); check it out again, or run its experiment") from None
 
 
+def names(pattern: str) -> list[str]:
+    """Result files that ran, in order, such as those of "table1/*"."""
+    return sorted(str(path.relative_to(RESULTS).with_suffix("")) for path in RESULTS.glob(f"{pattern}.json"))
+
+
 def config(name: str) -> dict:
     """The configuration of a result file; empty where it was not run."""
     return (read(name) or {"config": {}})["config"]

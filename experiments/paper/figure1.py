@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import RESULTS
 from experiments.lab import options, record, zoo
 from experiments.lab.problems import MNIST_LENET, images
 from experiments.lab.recipes import Recipe, defences, regularizers
@@ -46,25 +45,30 @@ class Config(options.Options):
 QUICK = options.QUICK | {"figures": ("1", "S2"), "rows": 1, "resolution": 21, "num_rays": 8}
 
 
-def settings(figure: str, config: Config) -> tuple[dict[str, Recipe], dict]:
-    """The recipes of the panels, and all that the maps depend on."""
+def recipes(figure: str, config: Config) -> dict[str, Recipe]:
+    """Of the panels."""
     known = (defences if figure == "S2" else regularizers)(MNIST_LENET)
-    recipes = {name: known[name].shortened(config.num_steps) for name in PANELS[figure]}
-    fields = ("rows", "seeds", "extent", "resolution", "num_rays")
-    written = {"recipes": {name: recipe.config() for name, recipe in recipes.items()}}
-    return recipes, written | {name: getattr(config, name) for name in fields}
+    return {name: known[name].shortened(config.num_steps) for name in PANELS[figure]}
+
+
+def files(config: Config) -> dict[str, dict]:
+    """What the maps of each figure depend on."""
+    fixed = {name: getattr(config, name) for name in ("rows", "seeds", "extent", "resolution", "num_rays")}
+    written = {f: {name: recipe.config() for name, recipe in recipes(f, config).items()} for f in config.figures}
+    return {f"figure1/figure{f}": {"recipes": written[f]} | fixed for f in config.figures}
 
 
 def run(config: Config):
     """Draw random test samples that all models get right, and map each model's cells around them."""
-    for figure in config.figures:
-        path, (recipes, written) = config.out / "figure1" / f"figure{figure}.npz", settings(figure, config)
-        if record.is_done(path.with_suffix(".json"), written):
+    for figure, (file, written) in zip(config.figures, files(config).items(), strict=True):
+        path = config.out / f"{file}.json"
+        if record.is_done(path, written):
             print(f"read from {path}, nothing trained; --out FOLDER to run it")
             continue
         test = images(MNIST_LENET, "test", config.data_dir)
+        every = recipes(figure, config).items()
         models = [
-            {name: m.raw_f for name, recipe in recipes.items() for _, m in zoo.train(recipe, [seed], config)}
+            {name: m.raw_f for name, recipe in every for _, m in zoo.train(recipe, [seed], config)}
             for seed in range(config.seeds)
         ]
         arrays, samples = {}, []
@@ -76,17 +80,13 @@ def run(config: Config):
             arrays[f"{row}/image"] = np.round(255 * np.asarray(test["image"][chosen, ..., 0])).astype(np.uint8)
             for name, f in functions.items():
                 arrays |= {f"{row}/{name}/{k}": v for k, v in panel(f, plane, config).items()}
-        record.write_arrays(path, arrays)
-        facts = {"config": written, "samples": samples, "environment": record.environment()}
-        record.write_json(path.with_suffix(".json"), facts)
+        record.write_arrays(path.with_suffix(".npz"), arrays)
+        record.write_json(path, {"config": written, "samples": samples, "environment": record.environment()})
         print(f"figure {figure}: { ({k: round(float(v), 2) for k, v in arrays.items() if 'radius' in k}) }")
 
 
 def drawn(figure: str, functions: list, test: dict, number: int, config: Config):
-    """A random test sample that every function gets right, and a plane around it with something to see.
-
-    That is one in which the cell of the first function, the undefended, ends inside the panel.
-    """
+    """A random test sample that every function gets right, and a plane in which the first one's cell ends in reach."""
     order = np.random.default_rng(number).permutation(len(test["label"]))[:200]
     right = np.all([np.argmax(f(test["image"][order]), -1) == test["label"][order] for f in functions], axis=0)
     for chosen in order[right] if right.any() else order:
@@ -121,7 +121,7 @@ def figure(name: str):
     if facts is None:
         return None
     titles = {"none": "L2 and dropout", "both": "+ Jacobian, adversarial training"} if name == "S2" else results.NAMES
-    return plots.planes(RESULTS / "figure1" / f"figure{name}.npz", facts, {n: titles[n] for n in PANELS[name]})
+    return plots.planes(results.RESULTS / "figure1" / f"figure{name}.npz", facts, {n: titles[n] for n in PANELS[name]})
 
 
 def state(name: str):
@@ -130,10 +130,9 @@ def state(name: str):
     return ("not run", "") if facts is None else ("reproduced", f"by eye; samples: {len(facts['samples'])}")
 
 
-SAYS = {
-    "1": "decision cells on a random plane: rugged, smoother with L2, larger with Jacobian",
-    "S1": "the same for other samples and other seeds (here: other samples, one seed)",
-    "S2": "decision cells on planes through adversarial examples",
-}
 FIGURES = {"figure1": partial(figure, "1"), "figure_s1": partial(figure, "S1"), "figure_s2": partial(figure, "S2")}
-ELEMENTS = [Element(f"Figure {name}", says, partial(state, name)) for name, says in SAYS.items()]
+ELEMENTS = [
+    Element("Figure 1", "decision cells on a random plane grow from none to L2 to Jacobian", partial(state, "1")),
+    Element("Figure S1", "the same for other samples and other seeds (here: one seed)", partial(state, "S1")),
+    Element("Figure S2", "decision cells on planes through adversarial examples", partial(state, "S2")),
+]

@@ -73,6 +73,8 @@ def survivors(model: dict, steps: int) -> float:
 
 def table(folder: str, base: str) -> str:
     """Numbers one reads off the curves: accuracy under noise, after PGD, and the median CW distance."""
+    if not results.names(f"{folder}/*"):
+        return "not run"
     rows = []
     for name, label in NAMES.items():
         found, sigmas = (

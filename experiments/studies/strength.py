@@ -7,7 +7,6 @@ from typing import Literal
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments import RESULTS
 from experiments.lab import measure, options, record
 from experiments.lab.cells import Cell
 from experiments.lab.problems import Problem
@@ -49,8 +48,7 @@ def cells(folder: str, problem: Problem, config: Config) -> list[Cell]:
 
 def values(folder: str) -> list[str]:
     """Those of lambda_jr that ran, in order."""
-    paths = (RESULTS / folder).glob("clean-*.json")
-    return sorted((p.stem.split("-", 1)[1] for p in paths), key=float)
+    return sorted((name.split("clean-")[1] for name in results.names(f"{folder}/clean-*")), key=float)
 
 
 def medians(folder: str, value: str) -> list[list[float]]:

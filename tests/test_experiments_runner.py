@@ -1,0 +1,151 @@
+"""The training loop: a run that was killed goes on with the same numbers, what is not finite stops it."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lab import programs, runner
+from experiments.lab.batches import reshuffled
+from jacreg_jax import training
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def quadratic(params, state, batch, keys):
+    """Noise in every step, so that a wrong key or a wrong batch would show."""
+    noise = jax.vmap(lambda k: jax.random.normal(k))(keys)
+    loss = jnp.mean((params["w"] - batch["image"][:, 0] + 0.1 * noise) ** 2)
+    return loss, (state.model_state, {"accuracy": loss})
+
+
+@pytest.fixture
+def problem():
+    optimizer = training.sgd(0.05)
+    make = lambda: training.init_state({"w": jnp.zeros(())}, optimizer, jax.random.key(3))
+    data = {"image": jnp.arange(20.0).reshape(20, 1) / 20, "label": jnp.zeros(20, int)}
+    rows = lambda first, count: reshuffled(5, first, count, 4, 20)
+    return training.make_train_steps(quadratic, optimizer), make, data, rows
+
+
+class Stop(Exception):
+    """What a kill is to a run."""
+
+
+def test_a_stopped_run_goes_on_with_the_same_numbers(problem, tmp_path):
+    steps, make, data, rows = problem
+    options = {"num_steps": 60, "dispatch": 5, "checkpoint_every": 10, "observe_every": 20}
+    observe = lambda state: {"w": float(state.params["w"])}
+    whole, history = runner.train(steps, make(), data, rows, folder=tmp_path / "whole", observe=observe, **options)
+    folder, calls = tmp_path / "stopped", []
+
+    def stopping(state, data, indices):
+        calls.append(1)
+        if len(calls) in (3, 7, 8):
+            raise Stop
+        return steps(state, data, indices)
+
+    for _ in range(3):
+        with pytest.raises(Stop):
+            runner.train(stopping, make(), data, rows, folder=folder, observe=observe, **options)
+        with (folder / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 55, "lo')  # a line that was cut off
+    state, again = runner.train(stopping, make(), data, rows, folder=folder, observe=observe, **options)
+    np.testing.assert_array_equal(state.params["w"], whole.params["w"])
+    without_time = lambda rows: [{k: v for k, v in row.items() if k != "ms_per_step"} for row in rows]
+    assert without_time(again) == without_time(history)
+    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert without_time(logged) == without_time(history)
+    assert [row["step"] for row in logged if "w" in row] == [20, 40, 60]
+
+
+def test_a_damaged_checkpoint_is_named(problem, tmp_path):
+    steps, make, data, rows = problem
+    options = {"num_steps": 20, "dispatch": 5, "checkpoint_every": 10, "folder": tmp_path}
+    whole, _ = runner.train(steps, make(), data, rows, **options)
+    damaged = tmp_path / "checkpoints" / "20"
+    for path in damaged.rglob("*"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:3])
+    with pytest.raises(ValueError, match=r"checkpoints/20 cannot be read .*goes on from the checkpoint before"):
+        runner.train(steps, make(), data, rows, **options)
+    damaged.rename(tmp_path / "elsewhere")
+    again, _ = runner.train(steps, make(), data, rows, **options)
+    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
+
+
+def test_batch_by_batch_on_several_devices_is_the_same(problem):
+    steps, make, data, rows = problem
+    one, metrics = steps(make(), data, rows(0, 5))
+    assert jax.device_count() > 1
+    for devices in (1, 2):
+        other = programs.batch_by_batch(quadratic, training.sgd(0.05), devices)
+        state, again = other(make(), {name: np.asarray(array) for name, array in data.items()}, rows(0, 5))
+        np.testing.assert_allclose(state.params["w"], one.params["w"], rtol=1e-6)
+        np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-6)
+    with pytest.raises(ValueError, match="devices must be from 1 to 8, which are here; got 9"):
+        programs.batch_by_batch(quadratic, training.sgd(0.05), 9)
+
+
+def test_intervals_are_checked(problem):
+    steps, make, data, rows = problem
+    with pytest.raises(ValueError, match="multiples of dispatch, 50; got 70 and 5000"):
+        runner.train(steps, make(), data, rows, num_steps=10, checkpoint_every=70)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(problem):
+    _, make, data, rows = problem
+    steps = training.make_train_steps(quadratic, training.sgd(1e20))
+    with pytest.raises(training.NonFiniteError, match="training stopped at step"):
+        runner.train(steps, make(), data, rows, num_steps=100)
+
+
+def test_one_model_of_several_that_is_not_finite_is_named(problem):
+    _, make, data, rows = problem
+    together = training.make_train_steps(quadratic, training.sgd(0.05), together=True)
+    states = [make(), make()._replace(params={"w": jnp.float32(jnp.inf)})]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    both = lambda first, count: np.stack([rows(first, count)] * 2)
+    with pytest.raises(training.NonFiniteError, match="model 1 of 2: training stopped at step 1.*--together 1"):
+        runner.train(together, stacked, data, both, num_steps=10)
+
+
+@pytest.mark.slow
+def test_sigkill_at_random_moments(tfds_dir, tmp_path):
+    """Five kills of a run of the command line, at random moments, and the numbers of one that was left alone."""
+    arguments = ["--columns", "all", "--regularizers", "all", "--seeds-all", "1", "--num-steps", "200", "--norms", "50"]
+    arguments += ["--dispatch", "5", "--checkpoint-every", "10", "--data-dir", str(tfds_dir)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+
+    def start(name):
+        command = [sys.executable, "-m", "experiments", "table1", *arguments, "--out", f"{name}/out", "--runs", name]
+        with (tmp_path / "stderr").open("a") as log:
+            return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
+
+    def result(name):
+        return json.loads((tmp_path / name / "out" / "table1" / "all-all.json").read_text())["models"]
+
+    def lines():
+        return sum(path.read_text().count("\n") for path in (tmp_path / "killed" / "models").glob("*/*/metrics.jsonl"))
+
+    assert start("whole").wait(600) == 0
+    moments = random.Random(0)
+    for _ in range(5):
+        process, before, more = start("killed"), lines(), moments.randint(1, 6)
+        while lines() < before + more and process.poll() is None:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.1))
+        assert process.poll() is None, (tmp_path / "stderr").read_text()
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert start("killed").wait(600) == 0, (tmp_path / "stderr").read_text()
+    assert result("killed") == result("whole")
