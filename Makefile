@@ -30,6 +30,7 @@ check-slow: .venv/.done
 lint: .venv/.done
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: .venv/.done
 	$(BIN)/ruff check --fix .

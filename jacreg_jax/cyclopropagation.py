@@ -15,23 +15,30 @@ each weight matrix (d, u and the second term of the gradient), where reverse ove
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax.jacobian import Probe, sample_probes
+from jacreg_jax import checks, deprecation
+from jacreg_jax.probes import Probe, sample_probes
+from jacreg_jax.types import Array, Float
+
+ElementWise: TypeAlias = Callable[[Array], Array]
+Layer: TypeAlias = tuple[Array, Array]  # weight [n_out, n_in], bias [n_out]
+Layers: TypeAlias = Sequence[Layer]
 
 
 class Activation(NamedTuple):
     """sigma with its first two derivatives, element-wise."""
 
-    value: Callable
-    first: Callable
-    second: Callable
+    value: ElementWise
+    first: ElementWise
+    second: ElementWise
 
 
-def activation_from(sigma: Callable) -> Activation:
+def activation_from(sigma: ElementWise) -> Activation:
     """The activation and its derivatives by automatic differentiation; sigma maps scalars to scalars.
 
     Raises:
@@ -52,16 +59,18 @@ RELU = Activation(jax.nn.relu, lambda x: (x > 0).astype(x.dtype), _ZERO)
 SOFTPLUS = Activation(jax.nn.softplus, jax.nn.sigmoid, lambda x: jax.nn.sigmoid(x) * jax.nn.sigmoid(-x))
 
 
-def perceptron(params: Sequence, x, activation: Activation = TANH, *, last: Activation = IDENTITY) -> jax.Array:
+def perceptron(
+    params: Layers, x: Float[Array, "B n"], activation: Activation = TANH, *, last: Activation = IDENTITY
+) -> Float[Array, "B C"]:
     """z^(L), [B, C], of weights and biases [(W [n_out, n_in], b [n_out]), ...] and x [B, n_0]."""
     for (weight, bias), sigma in zip(params, _activations(params, activation, last), strict=True):
         x = sigma.value(x @ weight.T + bias[None])
     return x
 
 
-def penalty_and_gradient(
-    params: Sequence,
-    x,
+def penalty_and_grad(
+    params: Layers,
+    x: Float[Array, "B n"],
     key: jax.Array | None = None,
     *,
     activation: Activation = TANH,
@@ -69,7 +78,7 @@ def penalty_and_gradient(
     num_projections: int | None = None,
     probe: Probe = "sphere",
     chunk_size: int | None = None,
-):
+) -> tuple[Float[Array, ""], list[Layer]]:
     """Batch mean of ||J||_F^2 and its gradient in the parameters, without automatic differentiation.
 
     Args:
@@ -91,8 +100,7 @@ def penalty_and_gradient(
     Reference: Hoffman, Roberts, Yaida (2019), Eqs. 17-30, in the form above.
     """
     _check(params, x, activation=activation, last=last)
-    if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, got {chunk_size}")
+    checks.optional_count("chunk_size", chunk_size)
     layers = _activations(params, activation, last)
     inputs, firsts, seconds = [], [], []
     z = x
@@ -106,6 +114,8 @@ def penalty_and_gradient(
     if num_projections is None:
         probes, scale = jnp.broadcast_to(jnp.eye(classes, dtype=z.dtype)[:, None], (classes, batch, classes)), 1.0
     else:
+        if key is None:
+            raise TypeError("key must be a typed key where num_projections is given, got None")
         probes = jnp.moveaxis(sample_probes(key, batch, classes, num_projections, probe), 1, 0).astype(z.dtype)
         scale = 1.0 / num_projections
 
@@ -119,8 +129,8 @@ def penalty_and_gradient(
 
 
 def cyclopropagated_penalty(
-    params: Sequence,
-    x,
+    params: Layers,
+    x: Float[Array, "B n"],
     key: jax.Array | None = None,
     *,
     activation: Activation = TANH,
@@ -128,32 +138,35 @@ def cyclopropagated_penalty(
     num_projections: int | None = None,
     probe: Probe = "sphere",
     chunk_size: int | None = None,
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Batch mean of ||J||_F^2 whose `jax.grad` in params is the closed form, by `custom_vjp`.
 
-    Arguments and errors as for `penalty_and_gradient`. It is differentiable in params alone, once.
+    Arguments and errors as for `penalty_and_grad`. It is differentiable in params alone, once.
     """
-    options = {"activation": activation, "last": last, "num_projections": num_projections, "probe": probe}
-    options["chunk_size"] = chunk_size
+    both = partial(
+        penalty_and_grad,
+        activation=activation,
+        last=last,
+        num_projections=num_projections,
+        probe=probe,
+        chunk_size=chunk_size,
+    )
 
     @jax.custom_vjp
-    def penalty(params, x, key):
-        return penalty_and_gradient(params, x, key, **options)[0]
+    def penalty(params: Any, x: Any, key: Any) -> Any:
+        return both(params, x, key)[0]
 
-    penalty.defvjp(
-        lambda params, x, key: penalty_and_gradient(params, x, key, **options),
-        lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient), None, None),
-    )
+    penalty.defvjp(both, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient), None, None))
     return penalty(list(map(tuple, params)), x, key)
 
 
-def _sweeps(weights, firsts, probes, chunk_size: int):
+def _sweeps(weights: list[Array], firsts: list[Array], probes: Array, chunk_size: int) -> Any:
     """Sums over all probes [n, B, C] of ||J^T v||^2, of (s' * d)^T t, and of u * d, the last two by layer."""
 
-    def sweep(v):
+    def sweep(v: Array) -> Any:
         depth = len(weights)
-        gated = [None] * depth  # s'_l * d^(l)
-        d = [None] * depth + [v]
+        gated: list[Any] = [None] * depth  # s'_l * d^(l)
+        d: list[Any] = [None] * depth + [v]
         for i in reversed(range(depth)):
             gated[i] = firsts[i][None] * d[i + 1]
             d[i] = gated[i] @ weights[i]
@@ -173,7 +186,7 @@ def _sweeps(weights, firsts, probes, chunk_size: int):
     return jax.lax.scan(add, sweep(probes[0]), probes[1:])[0]
 
 
-def _return_sweep(weights, firsts, sources):
+def _return_sweep(weights: list[Array], firsts: list[Array], sources: list[Array]) -> list[Array]:
     """q^(l) summed over the probes: it is linear in them, so that one sweep does for all."""
     q = [sources[-1]]
     for i in reversed(range(len(weights) - 1)):
@@ -181,11 +194,11 @@ def _return_sweep(weights, firsts, sources):
     return q
 
 
-def _activations(params, activation, last):
+def _activations(params: Layers, activation: Activation, last: Activation) -> list[Activation]:
     return [activation] * (len(params) - 1) + [last]
 
 
-def _check(params, x, **activations):
+def _check(params: Layers, x: Array, **activations: Activation) -> None:
     for name, sigma in activations.items():
         if not isinstance(sigma, Activation):
             raise ValueError(f"{name} must be an Activation, such as TANH or activation_from(sigma), got {sigma!r}")
@@ -200,3 +213,6 @@ def _check(params, x, **activations):
                 f"layer {i} must have a weight [n_out, {width}] and a bias [n_out], got {weight.shape} and {bias.shape}"
             )
         width = weight.shape[0]
+
+
+penalty_and_gradient = deprecation.renamed("cyclopropagation.penalty_and_gradient", penalty_and_grad)

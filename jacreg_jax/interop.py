@@ -124,37 +124,74 @@ def from_nnx(model: Any) -> Functional:
     graph, params, streams, state = parts
     is_random = bool(jax.tree.leaves(streams))
 
-    def call(
-        params: PyTree, state: PyTree, x: Any, key: Any = None, *, mode: str = "", momentum: float | None = None
-    ) -> tuple[Any, PyTree]:
-        merged = nnx.merge(graph, params, streams, state, copy=True)
+    def merged(params: PyTree, state: PyTree, key: Any = None, mode: str = "") -> Any:
+        module = nnx.merge(graph, params, streams, state, copy=True)
         if mode:
-            getattr(merged, mode)()
-        for norm in _averaging(merged) if momentum is not None else ():
-            norm.momentum = momentum
+            getattr(module, mode)()
         if key is not None and is_random:
-            nnx.reseed(merged, **dict.fromkeys(_stream_names(merged), key))
-        output = merged(x)
-        new: Any = nnx.split(merged, nnx.Param, nnx.RngState, ...)
+            found = (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream))
+            nnx.reseed(module, **dict.fromkeys(sorted({str(stream.tag) for stream in found}), key))
+        return module
+
+    def call(params: PyTree, state: PyTree, x: Any, key: Any = None, *, mode: str = "") -> tuple[Any, PyTree]:
+        module = merged(params, state, key, mode)
+        output = module(x)
+        new: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
         return output, new[3]
 
-    def _averaging(module: Any) -> list[Any]:
-        nodes = (node for _, node in nnx.iter_graph(module))
-        return [node for node in nodes if isinstance(getattr(node, "momentum", None), float)]
+    def at_batch(params: PyTree, state: PyTree, x: Any, key: Any = None) -> tuple[Any, PyTree]:
+        """`functional.at_batch_statistics`; nnx cuts the gradient of what it keeps, so that notes take its place."""
+        train, evaluate = merged(params, state, key, "train"), merged(params, state, key, "eval")
+        notes = [_note(*place) for place in _running(nnx, train)]
+        train(jax.lax.stop_gradient(x))
+        for note, (module, name) in zip(notes, _running(nnx, evaluate), strict=True):
+            getattr(module, name).set_value(note.value)
+        return evaluate(x), state
 
-    def _stream_names(module: Any) -> list[str]:
-        found = (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream))
-        return sorted({str(stream.tag) for stream in found})
+    return Functional(
+        call,
+        params,
+        state,
+        train=partial(call, mode="train"),
+        eval=reads_running_statistics(partial(call, mode="eval")),
+        batch_statistics=at_batch,
+        rebuild=lambda params, state: nnx.merge(graph, params, streams, state, copy=True),
+    )
 
-    def statistics(params: PyTree, state: PyTree, x: Any, key: Any) -> PyTree:
-        """Train mode without momentum leaves the batch's own statistics."""
-        return call(params, state, x, key, mode="train", momentum=0.0)[1]
 
-    train = partial(call, mode="train")
-    evaluate = reads_running_statistics(partial(call, mode="eval"))
-    at_batch = at_batch_statistics(statistics, evaluate)
-    rebuild = lambda params, state: nnx.merge(graph, params, streams, state, copy=True)
-    return Functional(call, params, state, train, evaluate, at_batch, rebuild)
+def _running(nnx: Any, model: Any) -> list[tuple[Any, str]]:
+    """(module, attribute) of every running average that is kept with a momentum, as nnx.BatchNorm's."""
+    nodes = (node for _, node in nnx.iter_graph(model) if isinstance(getattr(node, "momentum", None), float))
+    return [(m, name) for m in nodes for name in sorted(vars(m)) if isinstance(getattr(m, name), nnx.BatchStat)]
+
+
+class _Note:
+    """Stands in for a running average and takes down the batch's own, with its gradient."""
+
+    _can_update = False  # nnx then leaves the gradient in
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.value[place]
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self.value = value
+
+    def get_value(self) -> Any:
+        return self.value
+
+    def set_value(self, value: Any) -> None:
+        self.value = value
+
+
+def _note(module: Any, name: str) -> _Note:
+    """The module's attribute replaced by a note, and its momentum by none."""
+    note = _Note(getattr(module, name).get_value())
+    object.__setattr__(module, name, note)
+    object.__setattr__(module, "momentum", 0.0)
+    return note
 
 
 def from_equinox(model: Any, state: Any = None) -> Functional:
@@ -187,7 +224,7 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
         return jax.vmap(one_stateless, in_axes=(0, axes), axis_name="batch")(x, keys), state
 
     def statistics(params: PyTree, state: Any, x: Any, key: Any) -> Any:
-        """A train-mode pass from counts of zero leaves the batch's own statistics."""
+        """A train-mode pass leaves the statistics that train mode normalizes with in the state."""
         return call(params, _afresh(equinox, model, state), x, key, mode="train")[1]
 
     train = partial(call, mode="train")
@@ -198,15 +235,16 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
 
 
 def _afresh(equinox: Any, model: Any, state: Any) -> Any:
-    """The state with the statistics of every BatchNorm as before the first batch."""
+    """The state with the averages of every BatchNorm of mode "batch" as before the first batch.
+
+    Mode "ema" normalizes with the average itself, this batch's share included, in training too: it stays.
+    """
     if not isinstance(state, equinox.nn.State):
         return state
     state = jax.tree.map(lambda leaf: leaf, state)  # a copy: equinox lets each State be used once
     is_norm = lambda node: isinstance(node, equinox.nn.BatchNorm)
     for norm in filter(is_norm, jax.tree.leaves(model, is_leaf=is_norm)):
-        if norm.mode == "ema":
-            state = state.set(norm.ema_first_time_index, jnp.array(True))
-        else:
+        if norm.mode == "batch":
             zeros = jax.tree.map(jnp.zeros_like, state.get(norm.batch_state_index))
             count = jnp.zeros_like(state.get(norm.batch_counter))
             state = state.set(norm.batch_counter, count).set(norm.batch_state_index, zeros)

@@ -14,6 +14,7 @@ where channels are few.
 import functools
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,13 +22,17 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jacreg_jax.convolution import vary_alike
+from jacreg_jax import checks
+from jacreg_jax.convolution.form import vary_alike
+from jacreg_jax.types import Array
 
 CHWN = ("CHWN", "HWIO", "CHWN")
 
 
 @partial(jax.jit, static_argnames=("padding", "window", "precision"))
-def conv_max_pool(x, w, padding: str | Sequence[tuple[int, int]] = "VALID", *, window: int = 2, precision=None):
+def conv_max_pool(
+    x: Array, w: Array, padding: str | Sequence[tuple[int, int]] = "VALID", *, window: int = 2, precision: Any = None
+) -> Array:
     """Maxima of a convolution of stride 1 over windows that tile its output; the batch is the last axis.
 
     y[o,i,j,b] = max_{p,q<n} sum_{u,v,c} x[c, n i + p + u, n j + q + v, b] w[u,v,c,o], n = window, x padded. Output rows
@@ -47,6 +52,10 @@ def conv_max_pool(x, w, padding: str | Sequence[tuple[int, int]] = "VALID", *, w
 
     Raises:
         ValueError: x or w not four-dimensional, channels that differ, window below 1, or no whole window.
+
+    Example:
+        >>> conv_max_pool(jnp.ones((1, 6, 6, 3)), jnp.ones((3, 3, 1, 4))).shape
+        (4, 2, 2, 3)
     """
     padding = _checked_padding(x, w, padding, window)
     taps = tuple(-(-(k + window - 1) // window) for k in w.shape[:2])
@@ -57,11 +66,13 @@ def conv_max_pool(x, w, padding: str | Sequence[tuple[int, int]] = "VALID", *, w
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
     patches = patches_p.bind(x, window=window, taps=taps)
     phases = _phases(w, window, taps)
-    z = jnp.dot(phases.reshape(len(phases), -1).T, patches.reshape(len(phases), -1), precision=precision)
+    z: Any = jnp.dot(phases.reshape(len(phases), -1).T, patches.reshape(len(phases), -1), precision=precision)
     return max_of_places(z.reshape(*phases.shape[1:], *patches.shape[1:]))
 
 
-def lax_conv_max_pool(x, w, padding="VALID", *, window: int = 2, precision=None):
+def lax_conv_max_pool(
+    x: Array, w: Array, padding: str | Sequence[tuple[int, int]] = "VALID", *, window: int = 2, precision: Any = None
+) -> Array:
     """`conv_max_pool` as XLA's own convolution and `reduce_window`."""
     padding = _checked_padding(x, w, padding, window)
     z = lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=CHWN, precision=precision)
@@ -69,11 +80,10 @@ def lax_conv_max_pool(x, w, padding="VALID", *, window: int = 2, precision=None)
     return lax.reduce_window(z, -jnp.inf, lax.max, tiles, tiles, "VALID")
 
 
-def _checked_padding(x, w, padding, window):
+def _checked_padding(x: Array, w: Array, padding: Any, window: int) -> tuple[tuple[int, int], ...]:
     if x.ndim != 4 or w.ndim != 4 or x.shape[0] != w.shape[2]:
         raise ValueError(f"x must be [C, H, W, B] and w [kh, kw, C, O], got shapes {x.shape} and {w.shape}")
-    if window < 1:
-        raise ValueError(f"window must be at least 1, got {window}")
+    checks.count("window", window)
     if isinstance(padding, str):
         padding = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], (1, 1), padding)
     padding = tuple((int(low), int(high)) for low, high in padding)
@@ -83,7 +93,7 @@ def _checked_padding(x, w, padding, window):
     return padding
 
 
-def _phases(w, window, taps):
+def _phases(w: Array, window: int, taps: tuple[int, ...]) -> Array:
     """The kernel at its window^2 places, [K, O, window^2]; rows in the order of patches.
 
     That order, columns and rows of the patch as they come, meets the weights of every phase in the same sequence, so
@@ -92,15 +102,15 @@ def _phases(w, window, taps):
     (kh, kw, _, features), n = w.shape, window
     room = [t * n - k for t, k in zip(taps, (kh, kw), strict=True)]
     places = [(p, q) for p in range(n) for q in range(n)]
-    phases = [jnp.pad(w, ((p, room[0] - p), (q, room[1] - q), (0, 0), (0, 0))) for p, q in places]
-    phases = jnp.stack(phases, axis=4).transpose(1, 0, 2, 3, 4)
+    padded = [jnp.pad(w, ((p, room[0] - p), (q, room[1] - q), (0, 0), (0, 0))) for p, q in places]
+    phases = jnp.stack(padded, axis=4).transpose(1, 0, 2, 3, 4)
     return phases.reshape(-1, features, n * n)
 
 
 # patches and their transpose
 
 
-def _patches(x, *, window, taps):
+def _patches(x: Array, *, window: int, taps: tuple[int, int]) -> Array:
     """[C, n h, n w, B] -> [K, H', W', B], K = (columns, rows, C) of the pixels that an output sees.
 
     Read by coarse pixels of n x n, whose slices are contiguous.
@@ -113,14 +123,14 @@ def _patches(x, *, window, taps):
     return x.reshape(-1, *x.shape[5:])
 
 
-def _overlap_add(patches, *, window, taps):
+def _overlap_add(patches: Array, *, window: int, taps: tuple[int, int]) -> Array:
     """The transpose of _patches: every patch added where it was read."""
     n, (down, across) = window, taps
     patches = patches.reshape(across, n, down, n, -1, *patches.shape[1:])
     zero = jnp.zeros((), patches.dtype)
     places = [(v, u) for v in range(across) for u in range(down)]
-    margins = lambda v, u: [*[(0, 0, 0)] * 3, (u, down - 1 - u, 0), (v, across - 1 - v, 0), (0, 0, 0)]
-    x = sum(lax.pad(patches[v, :, u], zero, margins(v, u)) for v, u in places)  # [b, a, C, h, w, B]
+    margins: Any = lambda v, u: [*[(0, 0, 0)] * 3, (u, down - 1 - u, 0), (v, across - 1 - v, 0), (0, 0, 0)]
+    x: Any = sum(lax.pad(patches[v, :, u], zero, margins(v, u)) for v, u in places)  # [b, a, C, h, w, B]
     x = x.transpose(2, 3, 1, 4, 0, 5)
     channels, height, _, width, _, batch = x.shape
     return x.reshape(channels, n * height, n * width, batch)
@@ -130,13 +140,13 @@ def _overlap_add(patches, *, window, taps):
 
 
 @jax.custom_jvp
-def max_of_places(z):
+def max_of_places(z: Array) -> Array:
     """max_k z[:, k] of [O, n, ..., B]; the gradient goes to the first place within 4 eps (1 + |y|) of the maximum."""
     return functools.reduce(jnp.maximum, [z[:, k] for k in range(z.shape[1])])
 
 
 @max_of_places.defjvp
-def _max_of_places_jvp(primals, tangents):
+def _max_of_places_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     """The tangent at the first maximum: a select, whose transpose is a select, and no gradient through the index.
 
     Places that see equal pixels, such as a blank background, tie, but not to the last bit: a matmul may sum in another
@@ -153,7 +163,7 @@ def _max_of_places_jvp(primals, tangents):
     return y, pick_p.bind(*vary_alike(first, t), count=count)
 
 
-def _pick(first, t, *, count):
+def _pick(first: Array, t: Array, *, count: int) -> Array:
     """t[o, first[o, ...], ...]: [O, ...] of indices and [O, n, ...] -> [O, ...]."""
     picked = t[:, count - 1]
     for k in reversed(range(count - 1)):
@@ -161,7 +171,7 @@ def _pick(first, t, *, count):
     return picked
 
 
-def _place(first, g, *, count):
+def _place(first: Array, g: Array, *, count: int) -> Array:
     """The transpose of _pick: g at first, zero elsewhere; [O, ...] -> [O, n, ...]."""
     places = jnp.arange(count, dtype=first.dtype).reshape(1, count, *(1,) * (g.ndim - 1))
     return jnp.where(first[:, None] == places, g[:, None], jnp.zeros((), g.dtype))
@@ -170,13 +180,15 @@ def _place(first, g, *, count):
 # linear operations whose transposes are given
 
 
-def _linear_pair(names: tuple[str, str], functions: tuple[Callable, Callable], alone: Callable | None = None):
+def _linear_pair(
+    names: tuple[str, str], functions: tuple[Callable[..., Array], ...], alone: Callable[..., Array] | None = None
+) -> tuple[Primitive, Primitive]:
     """Two primitives, each the other's transpose in its last argument; the last axis of every array is the batch.
 
     What JAX derives for a stack of slices is a sum of pads, one kernel each; a rule by hand is several times as fast.
     The result of the function `alone` is written to memory on CPU before anything reads it, see `_written`.
     """
-    pair = tuple(Primitive(name) for name in names)
+    pair = Primitive(names[0]), Primitive(names[1])
     for primitive, function, transpose in zip(pair, functions, reversed(pair), strict=True):
         primitive.def_impl(partial(_impl, function))
         primitive.def_abstract_eval(partial(_abstract_eval, function))
@@ -189,7 +201,7 @@ def _linear_pair(names: tuple[str, str], functions: tuple[Callable, Callable], a
     return pair
 
 
-def _written(function):
+def _written(function: Callable[..., Array]) -> Callable[..., Array]:
     """The same function, whose result XLA fuses into nothing that reads it.
 
     XLA:CPU would fuse the nine terms of an overlap-add into the transposition behind it, which then reads every term
@@ -198,41 +210,47 @@ def _written(function):
     cannot see through.
     """
 
-    def branch(*args, **params):
+    def branch(*args: Array, **params: Any) -> Array:
         run = partial(function, **params)
         return lax.cond(lax.optimization_barrier(True), run, lambda *args: -run(*args), *args)
 
     return branch
 
 
-def _impl(function, *args, **params):
-    return jax.jit(partial(function, **params))(*args)
+def _impl(function: Callable[..., Array], *args: Array, **params: Any) -> Array:
+    return _compiled(function, tuple(sorted(params.items())))(*args)
 
 
-def _abstract_eval(function, *avals, **params):
+@functools.cache
+def _compiled(function: Callable[..., Array], params: tuple[tuple[str, Any], ...]) -> Callable[..., Array]:
+    """One program for each function and its parameters, so that eager calls compile once."""
+    return jax.jit(partial(function, **dict(params)))
+
+
+def _abstract_eval(function: Callable[..., Array], *avals: Any, **params: Any) -> Any:
     shape = jax.eval_shape(partial(function, **params), *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals)).shape
     return avals[-1].update(shape=shape, weak_type=False)
 
 
-def _jvp(primitive, primals, tangents, **params):
+def _jvp(primitive: Primitive, primals: Any, tangents: Any, **params: Any) -> tuple[Any, Any]:
     out = primitive.bind(*primals, **params)
     if type(tangents[-1]) is ad.Zero:
-        return out, ad.Zero.from_primal_value(out)
+        return out, ad.Zero.from_primal_value(out)  # type: ignore[attr-defined]
     return out, primitive.bind(*primals[:-1], tangents[-1], **params)
 
 
-def _transpose(transpose, ct, *args, **params):
-    fixed = [None] * (len(args) - 1)
+def _transpose(transpose: Primitive, ct: Any, *args: Any, **params: Any) -> list[Any]:
+    fixed: list[Any] = [None] * (len(args) - 1)
     if type(ct) is ad.Zero:
         return [*fixed, ad.Zero(args[-1].aval)]
     return [*fixed, transpose.bind(*vary_alike(*args[:-1], ct), **params)]
 
 
-def _batch(primitive, args, dims, **params):
+def _batch(primitive: Primitive, args: Any, dims: Any, **params: Any) -> tuple[Array, int]:
     """A mapped axis joins the batch."""
     size = next(a.shape[d] for a, d in zip(args, dims, strict=True) if d is not None)
 
-    def join(a, dim):
+    def join(a: Array, dim: int | None) -> Array:
         a = jnp.broadcast_to(a[..., None], (*a.shape, size)) if dim is None else jnp.moveaxis(a, dim, -1)
         return a.reshape(*a.shape[:-2], -1)
 

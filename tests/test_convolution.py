@@ -13,7 +13,11 @@ from flax import linen as nn
 from jax import lax
 
 from jacreg_jax import sharding
-from jacreg_jax.convolution import NHWC, Geometry, Tiling, conv_general_dilated, max_pool
+from jacreg_jax.convolution import conv_general_dilated, max_pool
+from jacreg_jax.convolution.form import NHWC, Geometry
+from jacreg_jax.convolution.lax_form import lax_form
+from jacreg_jax.convolution.matmul_form import matmul_form
+from jacreg_jax.convolution.tiling import Tiling
 from jacreg_jax.models import DDNet
 
 # (H, W), channels, kernel, strides, padding
@@ -150,15 +154,13 @@ def test_lax_on_other_platforms(key):
 
 def test_lax_form_equals_the_matmuls(case):
     """The realisation of GPU and TPU, run here, in all three forms."""
-    from jacreg_jax import convolution
-
     ours, _, x, w = case
     y = ours(x, w)
     for result, args in {"output": (x, w), "input": (w, y), "kernel": (x, y)}.items():
         jaxpr = jax.make_jaxpr(lambda x, w: jax.vjp(ours, x, w)[1](y))(x, w)
         equations = [e for e in jaxpr.eqns if e.primitive.name == "jacreg_convolution"]
         geometry = equations[0].params["geometry"]
-        forms = convolution._lax_form, convolution._matmul_form
+        forms = lax_form, matmul_form
         one, other = (f(*args, result=result, geometry=geometry, precision=None) for f in forms)
         assert_equal(one, other)
         twice = [jnp.stack([a, 2 * a]) for a in args]

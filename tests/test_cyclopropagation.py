@@ -42,9 +42,9 @@ def test_equals_autodiff(x64, key, name, depth, is_activated):
     activation = ACTIVATIONS[name]
     last = activation if is_activated else cyclo.IDENTITY
     options = {"activation": activation, "last": last}
-    assert_equal(cyclo.penalty_and_gradient(params, x, **options), by_autodiff(params, x, activation, last))
+    assert_equal(cyclo.penalty_and_grad(params, x, **options), by_autodiff(params, x, activation, last))
     probes = {"num_projections": 2, "probe": "rademacher"}
-    ours = cyclo.penalty_and_gradient(params, x, key, **options, **probes)
+    ours = cyclo.penalty_and_grad(params, x, key, **options, **probes)
     assert_equal(ours, by_autodiff(params, x, activation, last, key, **probes))
 
 
@@ -55,7 +55,7 @@ def test_finite_where_the_printed_form_divides_by_zero(key):
     for activation in (cyclo.RELU, cyclo.TANH):
         hidden = x @ params[0][0].T + params[0][1][None]
         assert (activation.first(hidden) == 0).any()
-        ours = cyclo.penalty_and_gradient(params, x, activation=activation)
+        ours = cyclo.penalty_and_grad(params, x, activation=activation)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(ours))
         expected = by_autodiff(params, x, activation, cyclo.IDENTITY)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-2), ours, expected)
@@ -78,10 +78,10 @@ def test_errors(key):
     x = jnp.ones((3, 5))
     for call, message in (
         (lambda: cyclo.activation_from(lambda x: jnp.stack([x, x])), r"scalar to a scalar, got shape \(2,\)"),
-        (lambda: cyclo.penalty_and_gradient(params[::-1], x), r"layer 1 must have a weight \[n_out, 5\]"),
-        (lambda: cyclo.penalty_and_gradient(params, x[:, :4]), r"layer 1 must have a weight \[n_out, 4\]"),
-        (lambda: cyclo.penalty_and_gradient(params, x[0]), r"x must have shape \[B, n_0\], got \(5,\)"),
-        (lambda: cyclo.penalty_and_gradient([], x), "at least one layer"),
+        (lambda: cyclo.penalty_and_grad(params[::-1], x), r"layer 1 must have a weight \[n_out, 5\]"),
+        (lambda: cyclo.penalty_and_grad(params, x[:, :4]), r"layer 1 must have a weight \[n_out, 4\]"),
+        (lambda: cyclo.penalty_and_grad(params, x[0]), r"x must have shape \[B, n_0\], got \(5,\)"),
+        (lambda: cyclo.penalty_and_grad([], x), "at least one layer"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -91,13 +91,13 @@ def test_activations_are_checked(key):
     params, x = mlp_params(key, (4, 3)), jnp.ones((2, 4))
     for name in ("activation", "last"):
         with pytest.raises(ValueError, match=f"{name} must be an Activation, such as TANH .*got 'tanh'"):
-            cyclo.penalty_and_gradient(params, x, **{name: "tanh"})
+            cyclo.penalty_and_grad(params, x, **{name: "tanh"})
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, 3, 4, 9])
 def test_chunks_change_nothing(chunk_size, x64, key):
     params, x = mlp_params(key, (5, 6, 4), jnp.float64), jax.random.normal(key, (3, 5), jnp.float64)
-    whole, parts = (cyclo.penalty_and_gradient(params, x, chunk_size=size) for size in (None, chunk_size))
+    whole, parts = (cyclo.penalty_and_grad(params, x, chunk_size=size) for size in (None, chunk_size))
     assert_equal(whole, parts)
-    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
-        cyclo.penalty_and_gradient(params, x, chunk_size=0)
+    with pytest.raises(ValueError, match="chunk_size must be None or an integer of at least 1, got 0"):
+        cyclo.penalty_and_grad(params, x, chunk_size=0)

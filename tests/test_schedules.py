@@ -41,10 +41,12 @@ def test_ramp_in_a_train_step(key):
 
 
 def test_errors():
-    for call in (
-        lambda: schedules.equivalent_noise(-1),
-        lambda: schedules.suggest_lambda(0.1, std=0),
-        lambda: schedules.lambda_ramp(0.1, num_steps=0),
+    for call, message in (
+        (lambda: schedules.equivalent_noise(-1), "lambda_jr must be at least 0, got -1"),
+        (lambda: schedules.suggest_lambda(0.1, std=0), "std must be above 0, got 0"),
+        (lambda: schedules.suggest_lambda(float("nan")), "noise must be at least 0, got nan"),
+        (lambda: schedules.lambda_ramp(0.1, num_steps=0), "num_steps must be an integer of at least 1, got 0"),
+        (lambda: schedules.lambda_ramp(-0.1, num_steps=1), "final must be at least 0, got -0.1"),
     ):
-        with pytest.raises(ValueError, match="must be at least"):
+        with pytest.raises(ValueError, match=message):
             call()

@@ -7,7 +7,10 @@ import io
 import os
 import re
 import tempfile
+import zipfile
+import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +23,7 @@ class DatasetNotFoundError(FileNotFoundError, ValueError):
     """The data folder that the user named does not hold the dataset."""
 
 
-def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) -> tuple[np.ndarray, np.ndarray]:
+def load(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Images and labels of one split, as stored: bytes, native size, in the order of the files.
 
     | name    | images          | train / test     | source                                               |
@@ -59,7 +62,9 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike | None = None) ->
     return _read(_open(name, data_dir), split, start, stop)
 
 
-def prepare(name: str, data_dir: str | os.PathLike | None = None, manual_dir: str | os.PathLike | None = None) -> Path:
+def prepare(
+    name: str, data_dir: str | os.PathLike[str] | None = None, manual_dir: str | os.PathLike[str] | None = None
+) -> Path:
     """Download a dataset, or take its original files from manual_dir, and write the folder that `load` reads.
 
     Needs no TensorFlow. Does nothing where the folder exists. Digests of the original files are checked.
@@ -86,12 +91,12 @@ def prepare(name: str, data_dir: str | os.PathLike | None = None, manual_dir: st
     return Path(builder.data_dir)
 
 
-def _check_name(name, known):
+def _check_name(name: str, known: tuple[str, ...]) -> None:
     if name not in known:
         raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
 
 
-def _extra(module: str):
+def _extra(module: str) -> Any:
     """Import a module that comes with, or stands on, the extra `datasets`."""
     try:
         return importlib.import_module(module)
@@ -101,7 +106,7 @@ def _extra(module: str):
         ) from error
 
 
-def _data_folder(data_dir) -> tuple[Path, bool]:
+def _data_folder(data_dir: str | os.PathLike[str] | None) -> tuple[Path, bool]:
     """Folder to look into, and whether the user named it."""
     named = data_dir or os.environ.get("TFDS_DATA_DIR")
     return Path(named or "~/tensorflow_datasets").expanduser(), bool(named)
@@ -111,19 +116,22 @@ def _parse_split(split: str) -> tuple[str, str | None, str | None]:
     match = re.fullmatch(r"(train|test)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
     if not match:
         raise ValueError(f"split must be 'train' or 'test', or a slice such as 'train[:1000]', got {split!r}")
-    return match.groups()
+    name, start, stop = match.groups()
+    return name, start, stop
 
 
 def _range(start: str | None, stop: str | None, n: int) -> range:
     """Indices of a slice with bounds like "10", "-10" or "10%", by Python's rules."""
 
-    def bound(text):
-        return text and (round(n * int(text[:-1]) / 100) if text.endswith("%") else int(text))
+    def bound(text: str | None) -> int | None:
+        if not text:
+            return None
+        return round(n * int(text[:-1]) / 100) if text.endswith("%") else int(text)
 
     return range(n)[bound(start) : bound(stop)]
 
 
-def _digits(split: str):
+def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     digits = _extra("sklearn.datasets").load_digits()
     test = np.isin(np.arange(len(digits.target)), few_shot(digits.target, 50, seed=0))
     chosen = test if split == "test" else ~test
@@ -131,7 +139,7 @@ def _digits(split: str):
     return images[chosen], digits.target[chosen].astype(np.int32)
 
 
-def _open(name: str, data_dir):
+def _open(name: str, data_dir: str | os.PathLike[str] | None) -> Any:
     """The TFDS builder over the prepared folder; prepares it first if it is missing and the user named no folder."""
     folder, named_by_user = _data_folder(data_dir)
     tfds = _extra("tensorflow_datasets")
@@ -148,21 +156,24 @@ def _open(name: str, data_dir):
     return tfds.builder_from_directory(expected)
 
 
-def _read(builder, split: str, start, stop):
+def _read(builder: Any, split: str, start: str | None, stop: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Part of a split: cut from the cached arrays where there are any, else decoded. A whole split is then cached."""
     info = builder.info.splits[split]
     part = _range(start, stop, info.num_examples)
     cache = _cache_file(builder.info, split)
     if cache.exists():
-        with np.load(cache) as arrays:
-            return arrays["images"][part.start : part.stop], arrays["labels"][part.start : part.stop]
+        try:
+            with np.load(cache) as arrays:
+                return arrays["images"][part.start : part.stop], arrays["labels"][part.start : part.stop]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            cache.unlink(missing_ok=True)  # damaged: a miss
     images, labels = _decode(builder, split, part)
     if len(part) == info.num_examples:
         _save(cache, images, labels)
     return images, labels
 
 
-def _decode(builder, split: str, part: range):
+def _decode(builder: Any, split: str, part: range) -> tuple[np.ndarray, np.ndarray]:
     tfds, image_module = _extra("tensorflow_datasets"), _extra("PIL.Image")
     try:
         source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
@@ -180,7 +191,7 @@ def _decode(builder, split: str, part: range):
     return images, labels
 
 
-def _cache_file(info, split: str) -> Path:
+def _cache_file(info: Any, split: str) -> Path:
     """Where the decoded split is kept. New, moved or changed files get a new name."""
     files = [Path(path).resolve() for path in info.splits[split].filepaths]
     stamp = repr([(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files])
@@ -189,7 +200,7 @@ def _cache_file(info, split: str) -> Path:
     return root / "jacreg_jax" / f"{info.name}-{info.version}-{split}-{digest}.npz"
 
 
-def _save(cache: Path, images: np.ndarray, labels: np.ndarray):
+def _save(cache: Path, images: np.ndarray, labels: np.ndarray) -> None:
     """Write the cache in one rename, so that no reader meets half a file. Where it cannot be written, go without."""
     with contextlib.suppress(OSError):
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -6,11 +6,15 @@ leads from the first to the second; `wrap` puts it inside the function that an a
 """
 
 import dataclasses
-from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from jacreg_jax.types import Function
+
+Pixels: TypeAlias = Any  # numpy or jax array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Preprocessing:
     mean: float | tuple[float, ...]
     std: float | tuple[float, ...]
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if np.shape(self.mean) != np.shape(self.std) or np.ndim(self.std) > 1:
             raise ValueError(
                 f"mean and std must both be numbers or tuples of one length, got {self.mean!r} and {self.std!r}"
@@ -39,15 +43,15 @@ class Preprocessing:
         if not np.all(np.asarray(self.std) > 0):
             raise ValueError(f"std must be positive, got {self.std!r}")
 
-    def normalize(self, raw):
+    def normalize(self, raw: Pixels) -> Pixels:
         """Raw pixels [0, 1] to model space, (raw - mean) / std; float array [..., channels], dtype kept."""
         return (raw - _like(raw, self.mean)) / _like(raw, self.std)
 
-    def denormalize(self, x):
+    def denormalize(self, x: Pixels) -> Pixels:
         """Model space to raw pixels, x * std + mean: the inverse of `normalize`."""
         return x * _like(x, self.std) + _like(x, self.mean)
 
-    def wrap(self, f: Callable) -> Callable:
+    def wrap(self, f: Function) -> Function:
         """The function of raw pixels, raw -> f(normalize(raw)), that attacks and noise tests take.
 
         Args:
@@ -67,7 +71,7 @@ IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 PREPROCESSING = {"digits": MNIST, "mnist": MNIST, "usps": MNIST, "cifar10": CIFAR10}
 
 
-def from_uint8(images):
+def from_uint8(images: Pixels) -> Pixels:
     """Stored bytes to raw pixels, images / 255.
 
     Args:
@@ -84,7 +88,7 @@ def from_uint8(images):
     return images.astype(np.float32) / np.float32(255)
 
 
-def resize_bilinear(images, size: int | tuple[int, int]):
+def resize_bilinear(images: Pixels, size: int | tuple[int, int]) -> Pixels:
     """Bilinear interpolation of a batch of images, as the paper upsamples USPS from 16x16 to 28x28.
 
     `jax.image.resize` with antialiasing: pixel centres at half integers, edges clamped. It agrees with PIL's (and so
@@ -117,18 +121,18 @@ def resize_bilinear(images, size: int | tuple[int, int]):
     return np.asarray(resized) if isinstance(images, np.ndarray) else resized
 
 
-def _like(x, constant):
+def _like(x: Pixels, constant: float | tuple[float, ...]) -> Any:
     """The constant in the dtype of x, with axes of length 1 in front so that it meets the channels of x."""
     _require_float(x, "pixels")
-    constant = np.asarray(constant, x.dtype)
-    if constant.ndim == 0:
-        return constant
-    if x.shape[-1:] != constant.shape:
-        raise ValueError(f"pixels must have {constant.size} channels on the last axis, got shape {x.shape}")
-    return constant.reshape((1,) * (x.ndim - 1) + constant.shape)
+    value = np.asarray(constant, x.dtype)
+    if value.ndim == 0:
+        return value
+    if x.shape[-1:] != value.shape:
+        raise ValueError(f"pixels must have {value.size} channels on the last axis, got shape {x.shape}")
+    return value.reshape((1,) * (x.ndim - 1) + value.shape)
 
 
-def _require_float(x, what: str):
+def _require_float(x: Any, what: str) -> None:
     if not jnp.issubdtype(getattr(x, "dtype", type(x)), jnp.floating):
         raise TypeError(
             f"{what} must be a float array, got {getattr(x, 'dtype', type(x).__name__)}; see `from_uint8` for bytes"

@@ -1,9 +1,11 @@
 """Which samples, and in what order: few-shot subsets and epoch permutations, on the host, reproducible from a seed."""
 
+from typing import Any
+
 import numpy as np
 
 
-def few_shot(labels, samples_per_class: int, seed: int) -> np.ndarray:
+def few_shot(labels: Any, samples_per_class: int, seed: int) -> np.ndarray:
     """Indices of a random subset that holds the same number of samples of every class.
 
     The subsets of one seed are nested: the one with 3 samples per class lies inside the one with 10.

@@ -1,11 +1,13 @@
 """DDNet, the network of the defensive-distillation paper that is used for CIFAR-10 (Appendix D)."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 
 from jacreg_jax.convolution import conv_general_dilated, max_pool
 from jacreg_jax.models.initializers import kernel_and_bias
+from jacreg_jax.types import Array
 
 
 class DDNet(nn.Module):
@@ -26,18 +28,18 @@ class DDNet(nn.Module):
     num_classes: int = 10
     dropout_rate: float = 0.0
     initialization: str = "xavier"
-    conv_general_dilated: Callable = conv_general_dilated
-    max_pool: Callable = max_pool
+    conv_general_dilated: Callable[..., Any] = conv_general_dilated
+    max_pool: Callable[..., Any] = max_pool
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, C] of preprocessed images [B, 32, 32, 3]."""
 
-        def conv(features, fan_in):
+        def conv(features: int, fan_in: int) -> nn.Module:
             init = kernel_and_bias(self.initialization, fan_in)
             return nn.Conv(features, (3, 3), padding="VALID", conv_general_dilated=self.conv_general_dilated, **init)
 
-        def dense(features, fan_in):
+        def dense(features: int, fan_in: int) -> nn.Module:
             return nn.Dense(features, **kernel_and_bias(self.initialization, fan_in))
 
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)

@@ -1,5 +1,8 @@
 """Initial parameters as the paper names them: Xavier, and the defaults of PyTorch."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 from flax import linen as nn
 
@@ -9,16 +12,16 @@ torch_kernel = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")  # U
 torch_resnet_kernel = nn.initializers.variance_scaling(2.0, "fan_out", "normal")  # torchvision's ResNet convolutions
 
 
-def torch_bias(fan_in: int):
+def torch_bias(fan_in: int) -> Callable[..., Any]:
     """PyTorch's default bias, U(-1/sqrt(fan_in), 1/sqrt(fan_in)); fan_in is that of the kernel."""
 
-    def init(key, shape, dtype=float):
+    def init(key: Any, shape: Any, dtype: Any = float) -> jax.Array:
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
 
     return init
 
 
-def kernel_and_bias(name: str, fan_in: int) -> dict:
+def kernel_and_bias(name: str, fan_in: int) -> dict[str, Any]:
     """Keyword arguments of a flax layer for "xavier", "xavier_normal" or "torch".
 
     Raises:

@@ -1,10 +1,12 @@
 """Layers as flax modules."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import linen as nn
 
 from jacreg_jax.pooled_convolution import conv_max_pool
+from jacreg_jax.types import Array
 
 
 class ConvMaxPool(nn.Module):
@@ -26,12 +28,12 @@ class ConvMaxPool(nn.Module):
     kernel_size: tuple[int, int]
     padding: str | Sequence[tuple[int, int]] = "VALID"
     window: int = 2
-    conv_max_pool: Callable = conv_max_pool
-    kernel_init: Callable = nn.initializers.lecun_normal()
-    bias_init: Callable = nn.initializers.zeros
+    conv_max_pool: Callable[..., Any] = conv_max_pool
+    kernel_init: Callable[..., Any] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., Any] = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         """[O, H', W', B] of x [C, H, W, B]."""
         kernel = self.param("kernel", self.kernel_init, (*self.kernel_size, x.shape[0], self.features))
         bias = self.param("bias", self.bias_init, (self.features,))

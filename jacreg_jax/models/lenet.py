@@ -1,12 +1,14 @@
 """LeNet', the paper's MNIST network (Appendix D)."""
 
 from collections.abc import Callable
+from typing import Any
 
 from flax import linen as nn
 
 from jacreg_jax.models.initializers import kernel_and_bias
 from jacreg_jax.models.layers import ConvMaxPool
 from jacreg_jax.pooled_convolution import conv_max_pool
+from jacreg_jax.types import Array
 
 
 class LeNet(nn.Module):
@@ -26,18 +28,18 @@ class LeNet(nn.Module):
     num_classes: int = 10
     dropout_rate: float = 0.0
     initialization: str = "xavier"
-    conv_max_pool: Callable = conv_max_pool
+    conv_max_pool: Callable[..., Any] = conv_max_pool
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, C] of preprocessed images [B, 28, 28, 1]."""
 
-        def conv(features, fan_in, pad, index):
+        def conv(features: int, fan_in: int, pad: int, index: int) -> nn.Module:
             init = kernel_and_bias(self.initialization, fan_in)
             padding, name = ((pad, pad),) * 2, f"Conv_{index}"
             return ConvMaxPool(features, (5, 5), padding, conv_max_pool=self.conv_max_pool, name=name, **init)
 
-        def dense(features, fan_in):
+        def dense(features: int, fan_in: int) -> nn.Module:
             return nn.Dense(features, **kernel_and_bias(self.initialization, fan_in))
 
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)

@@ -1,10 +1,12 @@
 """Multilayer perceptron (Appendix C)."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from flax import linen as nn
 
 from jacreg_jax.models.initializers import kernel_and_bias
+from jacreg_jax.types import Array
 
 
 class MLP(nn.Module):
@@ -18,12 +20,12 @@ class MLP(nn.Module):
     """
 
     features: Sequence[int] = (200, 200, 10)
-    activation: Callable = nn.tanh
+    activation: Callable[..., Any] = nn.tanh
     dropout_rate: float = 0.0
     initialization: str = "xavier"
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, features[-1]]."""
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.features):

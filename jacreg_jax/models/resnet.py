@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 from flax import linen as nn
 
 from jacreg_jax.convolution import conv_general_dilated, max_pool
 from jacreg_jax.models.initializers import torch_bias, torch_kernel, torch_resnet_kernel
+from jacreg_jax.types import Array
 
 
 class BasicBlock(nn.Module):
@@ -15,11 +16,11 @@ class BasicBlock(nn.Module):
 
     features: int
     stride: int
-    conv: Callable
-    norm: Callable
+    conv: Callable[..., Any]
+    norm: Callable[..., Any]
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Array) -> Array:
         """[B, H, W, D] -> [B, H / stride, W / stride, features]."""
         y = self.conv(self.features, (3, 3), strides=self.stride, padding=1)(x)
         y = nn.relu(self.norm()(y))
@@ -51,11 +52,11 @@ class ResNet18(nn.Module):
     num_classes: int = 10
     variant: Literal["cifar", "imagenet"] = "cifar"
     axis_name: str | None = None
-    conv_general_dilated: Callable = conv_general_dilated
-    max_pool: Callable = max_pool
+    conv_general_dilated: Callable[..., Any] = conv_general_dilated
+    max_pool: Callable[..., Any] = max_pool
 
     @nn.compact
-    def __call__(self, x, train: bool = False):
+    def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, C] of preprocessed images [B, H, W, 3]."""
         if self.variant not in ("cifar", "imagenet"):
             raise ValueError(f"variant must be 'cifar' or 'imagenet', got {self.variant!r}")
