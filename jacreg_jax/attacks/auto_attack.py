@@ -1,5 +1,6 @@
 """The standard ensemble: APGD on cross-entropy, targeted APGD, targeted FAB and Square, point-wise worst case."""
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -7,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jacreg_jax import checks
 from jacreg_jax.attacks.apgd import apgd
 from jacreg_jax.attacks.fab import fab
 from jacreg_jax.attacks.result import AttackResult, Norm, choose
 from jacreg_jax.attacks.square import square
+from jacreg_jax.attacks.start import begin, finish
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.types import Array, Function
@@ -21,7 +24,8 @@ def standard_ensemble(
 ) -> dict[str, Function]:
     """The four attacks by name, each (f, x, y, key, epsilon) -> AttackResult, for `evaluation.worst_case`.
 
-    FAB finds distances; what lies beyond epsilon counts as not fooled.
+    FAB finds distances; what lies beyond epsilon counts as not fooled. The targeted ratio of apgd-t needs 4 classes:
+    with 2 or 3 it is left out, with a UserWarning, and fools nobody.
 
     Args:
         norm: "linf" or "l2".
@@ -40,7 +44,7 @@ def standard_ensemble(
     options: dict[str, Any] = {"norm": norm, "bounds": bounds}
     return {
         "apgd-ce": partial(_at, apgd, options),
-        "apgd-t": partial(_at, apgd, options | {"loss": "targeted"}),
+        "apgd-t": partial(_apgd_targeted, options),
         "fab-t": partial(_fab_within, options),
         "square": partial(_at, square, options | {"num_queries": num_queries}),
     }
@@ -57,14 +61,16 @@ def auto_attack(
     num_queries: int = 5000,
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
-    """The standard ensemble in a ball of radius epsilon: a sample is robust if none of the four attacks fools it.
+    """The standard ensemble in a ball of radius epsilon: a sample is robust if none of its attacks fools it.
+
+    With 2 or 3 classes there are three of them, and a UserWarning says so; with 4 or more there are four.
 
     One compiled function; each attack ends early where nothing is left to do. For many samples
     `evaluation.worst_case(standard_ensemble(...), ...)` is faster: it hands on to the next attack only what is left.
 
     Args:
-        f: batched function, raw pixels [B, H, W, C] -> logits [B, C], at least 4 classes.
-        x: raw pixels [B, H, W, C] within bounds.
+        f: batched function, raw pixels [B, ...] -> logits [B, C].
+        x: raw pixels [B, ...] within bounds; images [B, H, W, C] are what Square is made for.
         y: integer labels [B].
         key: typed key, or B of them.
         epsilon: radius in raw pixels, scalar or [B].
@@ -80,10 +86,11 @@ def auto_attack(
 
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
-    keys = sample_keys(key, len(x))  # type: ignore[arg-type]
+    image = checks.inputs(x)
+    keys = sample_keys(key, len(image))
     result: AttackResult | None = None
     for i, attack in enumerate(standard_ensemble(norm=norm, num_queries=num_queries, bounds=bounds).values()):
-        new: AttackResult = attack(f, x, y, jax.vmap(jax.random.fold_in, (0, None))(keys, i), epsilon)
+        new: AttackResult = attack(f, image, y, jax.vmap(jax.random.fold_in, (0, None))(keys, i), epsilon)
         result = new if result is None else _first(result, new)
     assert result is not None
     return result
@@ -96,9 +103,22 @@ def _at(
     return result
 
 
+def _apgd_targeted(
+    options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: ArrayLike
+) -> AttackResult:
+    """APGD on the targeted ratio; with fewer than 4 classes nothing is tried."""
+    classes = jax.eval_shape(f, x).shape[-1]
+    if classes not in (2, 3):
+        return apgd(f, x, y, key, epsilon=epsilon, loss="targeted", **options)
+    warnings.warn(f"apgd-t is left out: it needs at least 4 classes, f gives {classes}", stacklevel=2)
+    start = begin(f, x, y, options["bounds"], norm=options["norm"], epsilon=epsilon)
+    return finish(start, start.x, norm=options["norm"], steps=start.zeros())
+
+
 def _fab_within(
     options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: ArrayLike
 ) -> AttackResult:
+    checks.non_negative("epsilon", epsilon, batch=len(x))
     result = fab(f, x, y, key, **options)
     inside = result.success & (result.distance <= jnp.asarray(epsilon))
     reached = jnp.where(inside, result.distance, jnp.inf)

@@ -7,13 +7,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.typing import ArrayLike
 
 from jacreg_jax import checks
 from jacreg_jax.attacks.losses import margin
 from jacreg_jax.attacks.result import AttackResult, choose, is_fooled
-from jacreg_jax.attacks.start import Start, begin, finish
+from jacreg_jax.attacks.start import Start, begin, finish, varying
 from jacreg_jax.checks import Bounds
 from jacreg_jax.deprecation import renamed_arguments
 from jacreg_jax.types import Array, Function
@@ -43,6 +42,29 @@ class _Problem(NamedTuple):
     half: Any
     w: Array
     confidence: float
+
+
+class _Moments(NamedTuple):
+    first: Array
+    second: Array
+    number: Array  # int32, of updates
+
+
+class _Adam(NamedTuple):
+    """Kingma, Ba (2014): delta <- delta - rate m / (sqrt(v) + eps), m and v freed of their bias towards zero."""
+
+    rate: float
+    eps: float
+
+    def update(self, gradient: Array, moments: _Moments) -> tuple[Array, _Moments]:
+        first, second = (
+            (1 - decay) * gradient**order + decay * old
+            for decay, order, old in ((0.9, 1, moments.first), (0.999, 2, moments.second))
+        )
+        number = moments.number + 1
+        free = lambda moment, decay: moment / (1 - jax.lax.pow(jnp.asarray(decay, moment.dtype), number))
+        update = -self.rate * (free(first, 0.9) / (jnp.sqrt(free(second, 0.999)) + self.eps))
+        return update, _Moments(first, second, number)
 
 
 @renamed_arguments(num_searches="binary_search_steps")
@@ -88,7 +110,8 @@ def carlini_wagner(
         AttackResult with L2 distances.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; counts below 1; smoother outside (0, 1) in float32.
+        TypeError, ValueError: see `start.begin`; counts below 1; learning_rate, initial_const or adam_eps not
+            above 0; confidence negative; smoother outside (0, 1) in float32.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -103,26 +126,28 @@ def carlini_wagner(
     start = begin(f, x, y, bounds, confidence=confidence)
     num_steps = checks.count("num_steps", num_steps)
     binary_search_steps = checks.count("binary_search_steps", binary_search_steps)
-    if not 0 < np.float32(smoother) < 1:
+    for name, value in (("learning_rate", learning_rate), ("initial_const", initial_const), ("adam_eps", adam_eps)):
+        checks.positive(name, value)
+    if not 0 < float(np.float32(smoother)) < 1:
         raise ValueError(f"smoother must lie between 0 and 1 in float32, got {smoother}")
     low, high = start.bounds
     centre, half = (low + high) / 2, (high - low) / 2
     problem = _Problem(start, centre, half, jnp.arctanh(smoother * (start.x - centre) / half), confidence)
-    optimizer = optax.adam(learning_rate, eps=adam_eps)
+    adam = _Adam(learning_rate, adam_eps)
 
     def search(k: Array, carry: tuple[_Best, _Constants]) -> tuple[_Best, _Constants]:
         best, (const, lower, upper) = carry
         if binary_search_steps >= 10:
             const = jnp.where(k == binary_search_steps - 1, jnp.minimum(upper, 1e10), const)
-        best, found = _descend(problem, optimizer, const, num_steps, k * num_steps + 1, best)
+        best, found = _descend(problem, adam, const, num_steps, k * num_steps + 1, best)
         upper = jnp.where(found, jnp.minimum(upper, const), upper)
         lower = jnp.where(found, lower, jnp.maximum(lower, const))
         const = jnp.where(jnp.isinf(upper), 10 * const, (lower + upper) / 2)
         return best, _Constants(const, lower, upper)
 
-    infinite = jnp.full(len(start.x), jnp.inf, start.x.dtype)
+    infinite = start.full(jnp.inf, start.x.dtype)
     best = _Best(start.x, infinite, start.zeros())
-    constants = _Constants(jnp.full_like(infinite, initial_const), jnp.zeros_like(infinite), infinite)
+    constants = _Constants(start.full(initial_const, infinite.dtype), start.full(0, infinite.dtype), infinite)
     best, _ = jax.lax.fori_loop(0, binary_search_steps, search, (best, constants))
     return finish(start, best.x_adv, norm="l2", steps=best.step)
 
@@ -133,7 +158,7 @@ carlini_wagner_converged = partial(carlini_wagner, num_steps=3000, learning_rate
 
 def _objective(problem: _Problem, delta: Array, const: Array) -> tuple[Array, tuple[Array, Array, Array]]:
     """Sum of the losses; the images, their squared distances, and whether they count as fooling."""
-    (f, x, y, *_), confidence = problem.start, problem.confidence
+    f, x, y, confidence = problem.start.f, problem.start.x, problem.start.y, problem.confidence
     x_adv = problem.centre + problem.half * jnp.tanh(problem.w + delta)
     logits = f(x_adv)
     squared = jnp.sum((x_adv - x).reshape(len(x), -1) ** 2, axis=1)
@@ -143,21 +168,21 @@ def _objective(problem: _Problem, delta: Array, const: Array) -> tuple[Array, tu
 
 
 def _descend(
-    problem: _Problem, optimizer: Any, const: Array, num_steps: int, first: Array, best: _Best
+    problem: _Problem, adam: _Adam, const: Array, num_steps: int, first: Array, best: _Best
 ) -> tuple[_Best, Array]:
     """Adam from zero for one c of every sample: the best of all so far, and whether this c fooled f."""
     gradient_of: Callable[..., Any] = jax.grad(_objective, argnums=1, has_aux=True)
 
-    def step(i: Array, carry: tuple[Array, Any, _Best, Array]) -> tuple[Array, Any, _Best, Array]:
+    def step(i: Array, carry: tuple[Array, _Moments, _Best, Array]) -> tuple[Array, _Moments, _Best, Array]:
         delta, moments, best, found = carry
         gradient, (x_adv, squared, fooled) = gradient_of(problem, delta, const)
         new = _Best(x_adv, squared, jnp.full_like(best.step, first + i))
         better = fooled & (squared < best.squared)
         best = jax.tree.map(lambda n, b: choose(better, n, b), new, best)
-        updates, moments = optimizer.update(gradient, moments)
-        return optax.apply_updates(delta, updates), moments, best, found | fooled
+        update, moments = adam.update(gradient, moments)
+        return delta + update, moments, best, found | fooled
 
-    delta = jnp.zeros_like(problem.start.x)
-    begin = delta, optimizer.init(delta), best, problem.start.none()
+    delta = varying(jnp.zeros_like(problem.start.x), problem.start.x)
+    begin = delta, _Moments(delta, delta, jnp.zeros((), jnp.int32)), best, problem.start.none()
     _, _, best, found = jax.lax.fori_loop(0, num_steps, step, begin)
     return best, found

@@ -10,10 +10,10 @@ from jacreg_jax import checks
 from jacreg_jax.attacks.gradient import ascent_direction, is_zero
 from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import AttackResult, choose, distance, is_fooled, spread
-from jacreg_jax.attacks.start import begin, finish
+from jacreg_jax.attacks.start import begin, finish, varying
 from jacreg_jax.checks import Bounds
 from jacreg_jax.deprecation import renamed_arguments
-from jacreg_jax.keys import normal_like, sample_keys
+from jacreg_jax.keys import check_key, normal_like
 from jacreg_jax.types import Array, Function
 
 
@@ -59,7 +59,8 @@ def ddn(
         AttackResult with L2 distances.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; num_steps below 1; key is not a typed key.
+        TypeError, ValueError: see `start.begin`; num_steps below 1; init_epsilon not above 0; gamma outside (0, 1); key
+            is not a typed key.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -69,10 +70,13 @@ def ddn(
 
     Reference: Rony et al. (2019), https://arxiv.org/abs/1811.09600.
     """
-    start = begin(f, x, y, bounds, init_epsilon=init_epsilon, gamma=gamma)
+    check_key(key)
+    start = begin(f, x, y, bounds, key=key)
+    checks.positive("init_epsilon", init_epsilon)
+    checks.fraction("gamma", gamma)
     num_steps = checks.count("num_steps", num_steps)
     image, label, (low, high) = start.x, start.y, start.bounds
-    keys = sample_keys(key, len(image))
+    keys = start.keys
     farthest = distance(jnp.maximum(image - low, high - image), "l2")
 
     def climb(delta: Array) -> tuple[Array, Array]:
@@ -97,8 +101,8 @@ def ddn(
             grad_zero=jnp.where(i == 0, zero, s.grad_zero),
         )
 
-    zero = jnp.zeros_like(image)
-    first = _State(zero, jnp.full_like(farthest, init_epsilon), zero, farthest, start.zeros(), start.none())
+    zero = varying(jnp.zeros_like(image), image)
+    first = _State(zero, start.full(init_epsilon, farthest.dtype), zero, farthest, start.zeros(), start.none())
     end = jax.lax.fori_loop(0, num_steps, step, first)
     return finish(start, image + end.best, norm="l2", steps=end.steps, grad_zero=end.grad_zero)
 

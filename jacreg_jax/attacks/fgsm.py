@@ -50,5 +50,5 @@ def fgsm(
     start = begin(f, x, y, bounds, epsilon=epsilon)
     gradient = loss_gradient(f, start.x, start.y, loss)
     x_adv = start.clip(start.x + spread(epsilon, start.x) * jnp.sign(gradient))
-    steps = jnp.ones(len(start.x), jnp.int32)
+    steps = start.full(1, jnp.int32)
     return finish(start, x_adv, norm="linf", steps=steps, grad_zero=is_zero(gradient))

@@ -5,7 +5,7 @@ from jax.typing import ArrayLike
 from jacreg_jax.attacks.result import AttackResult, spread
 from jacreg_jax.attacks.start import begin, finish
 from jacreg_jax.checks import Bounds
-from jacreg_jax.keys import normal_like
+from jacreg_jax.keys import check_key, normal_like
 from jacreg_jax.types import Array, Function
 
 
@@ -37,6 +37,7 @@ def white_noise(
 
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Eq. 9.
     """
-    start = begin(f, x, y, bounds, sigma=sigma)
-    x_adv = start.clip(start.x + spread(sigma, start.x) * normal_like(key, start.x))
+    check_key(key)
+    start = begin(f, x, y, bounds, key=key, sigma=sigma)
+    x_adv = start.clip(start.x + spread(sigma, start.x) * normal_like(start.keys, start.x))
     return finish(start, x_adv, norm="l2", steps=start.none(), grad_zero=start.none())

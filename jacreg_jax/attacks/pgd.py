@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jacreg_jax import checks
@@ -11,6 +12,7 @@ from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import AttackResult, Norm, spread
 from jacreg_jax.attacks.start import begin, finish
 from jacreg_jax.checks import Bounds
+from jacreg_jax.keys import check_key
 from jacreg_jax.types import Array, Function
 
 
@@ -49,7 +51,8 @@ def pgd(
         AttackResult with distances in `norm`.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; num_steps below 1; random_start without a typed key.
+        TypeError, ValueError: see `start.begin`; num_steps below 1; step_size 0 where epsilon is not; random_start
+            without a typed key.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -59,16 +62,30 @@ def pgd(
 
     Reference: Madry et al. (2017), https://arxiv.org/abs/1706.06083.
     """
-    begun = begin(f, x, y, bounds, norm=norm, epsilon=epsilon, step_size=step_size)
     num_steps = checks.count("num_steps", num_steps)
+    checks.one_of("random_start", random_start, (True, False))
+    if random_start:
+        check_key(key)
+    sizes = {"epsilon": epsilon, "step_size": step_size}
+    begun = begin(f, x, y, bounds, key=key if random_start else None, norm=norm, **sizes)
+    _check_moves(step_size, epsilon)
     image, label, within = begun.x, begun.y, begun.bounds
     start = image
     if random_start:
-        start = project(image + random_in_ball(key, image, epsilon, norm), image, epsilon, norm, within)
+        start = project(image + random_in_ball(begun.keys, image, epsilon, norm), image, epsilon, norm, within)
 
     def step(_: Array, x_adv: Array) -> Array:
         direction = ascent_direction(loss_gradient(f, x_adv, label, loss), norm)
         return project(x_adv + spread(step_size, image) * direction, image, epsilon, norm, within)
 
     x_adv = jax.lax.fori_loop(0, num_steps, step, start)
-    return finish(begun, x_adv, norm=norm, steps=jnp.full(len(image), num_steps), loss=loss)
+    return finish(begun, x_adv, norm=norm, steps=begun.full(num_steps, jnp.int32), loss=loss)
+
+
+def _check_moves(step_size: ArrayLike, epsilon: ArrayLike) -> None:
+    """ValueError for steps of size 0 in a ball that is no point: nothing would be tried."""
+    if isinstance(step_size, jax.core.Tracer):
+        return
+    is_point = False if isinstance(epsilon, jax.core.Tracer) else np.asarray(epsilon) == 0
+    if np.any((np.asarray(step_size) == 0) & ~np.asarray(is_point)):
+        raise ValueError(f"step_size must be above 0 where epsilon is, got {step_size}")

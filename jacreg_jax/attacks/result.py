@@ -4,6 +4,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 
+from jacreg_jax.predictions import predicted_class
 from jacreg_jax.types import Array
 
 Norm = Literal["linf", "l2"]
@@ -13,8 +14,8 @@ NORMS = ("linf", "l2")
 class AttackResult(NamedTuple):
     """The outcome for every sample of a batch.
 
-    A sample whose clean logits are not finite counts as wrong from the start; logits that become NaN under attack never
-    count as a success.
+    A sample whose clean logits are not all finite counts as wrong from the start; logits that become NaN under attack
+    never count as a success.
     """
 
     x_adv: Array  # [B, ...] raw pixels; the input itself where it was wrong from the start
@@ -25,6 +26,11 @@ class AttackResult(NamedTuple):
     grad_zero: Array  # [B] bool: the gradient at the clean sample was exactly zero; a sign of masking
 
 
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype itself, or float32 for float16 and bfloat16."""
+    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
+
+
 def spread(values: Any, x: Array) -> Array:
     """[B] or scalar as [B, 1, ...] beside x [B, ...]."""
     return jnp.broadcast_to(jnp.asarray(values, x.dtype), x.shape[:1]).reshape(-1, *(1,) * (x.ndim - 1))
@@ -32,7 +38,7 @@ def spread(values: Any, x: Array) -> Array:
 
 def choose(condition: Array, new: Array, old: Array) -> Array:
     """New where the condition [B] holds, row by row; new and old [B, ...]."""
-    return jnp.where(spread(condition, new) > 0, new, old)
+    return jnp.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
 
 
 def distance(delta: Array, norm: Norm) -> Array:
@@ -42,12 +48,12 @@ def distance(delta: Array, norm: Norm) -> Array:
 
 
 def is_correct(logits: Array, y: Array) -> Array:
-    """Argmax = y and no NaN; [B]."""
-    return (jnp.argmax(logits, -1) == y) & ~jnp.isnan(logits).any(-1)
+    """Argmax = y, every logit finite; [B]."""
+    return predicted_class(logits) == y
 
 
 def is_fooled(logits: Array, y: Array) -> Array:
-    """Argmax is a class other than y, and no NaN; [B]."""
+    """Argmax is a class other than y, and no logit is NaN; [B]."""
     return (jnp.argmax(logits, -1) != y) & ~jnp.isnan(logits).any(-1)
 
 

@@ -18,7 +18,7 @@ from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import AttackResult, choose, is_fooled
 from jacreg_jax.attacks.start import Start, begin, finish
 from jacreg_jax.checks import Bounds
-from jacreg_jax.keys import normal_like
+from jacreg_jax.keys import check_key, normal_like
 from jacreg_jax.types import Array, Function
 
 _Scan: TypeAlias = tuple[Array, Array, Array, Array]  # magnitude or step, images, steps, done
@@ -49,7 +49,7 @@ def white_noise_distance(
         AttackResult with L2 distances after clipping; steps is the k of the hit.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; num_steps below 1; key is not a typed key.
+        TypeError, ValueError: see `start.begin`; num_steps below 1; step_size not above 0; key is not a typed key.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -59,8 +59,10 @@ def white_noise_distance(
 
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Figure 3.
     """
-    start = begin(f, x, y, bounds, step_size=step_size)
-    direction = normal_like(key, start.x)
+    check_key(key)
+    start = begin(f, x, y, bounds, key=key)
+    direction = normal_like(start.keys, start.x)
+    checks.positive("step_size", step_size)
     candidate = lambda k: start.clip(start.x + k * step_size * direction)
     return _first_hit(start, candidate, num_steps, start.none())
 
@@ -92,7 +94,7 @@ def fgsm_distance(
         AttackResult with L2 distances; steps is the k of the hit.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; num_steps below 1.
+        TypeError, ValueError: see `start.begin`; num_steps below 1; step_size not above 0.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -102,8 +104,9 @@ def fgsm_distance(
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Figure 3.
     """
     del key
-    start = begin(f, x, y, bounds, step_size=step_size)
+    start = begin(f, x, y, bounds)
     gradient = loss_gradient(f, start.x, start.y, loss)
+    checks.positive("step_size", step_size)
     candidate = lambda k: start.clip(start.x + k * step_size * jnp.sign(gradient))
     return _first_hit(start, candidate, num_steps, is_zero(gradient))
 
@@ -137,7 +140,7 @@ def pgd_distance(
         AttackResult with L2 distances; steps is the iterate of the hit.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; num_steps below 1.
+        TypeError, ValueError: see `start.begin`; num_steps below 1; step_size not above 0.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -147,7 +150,8 @@ def pgd_distance(
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Figure 3.
     """
     del key
-    start = begin(f, x, y, bounds, epsilon=epsilon, step_size=step_size)
+    start = begin(f, x, y, bounds, epsilon=epsilon)
+    checks.positive("step_size", step_size)
     num_steps = checks.count("num_steps", num_steps)
     image, label = start.x, start.y
 
@@ -163,7 +167,7 @@ def pgd_distance(
         moved = project(x_adv + step_size * jnp.sign(gradient), image, epsilon, "linf", start.bounds)
         return i + 1, choose(done, x_adv, moved), steps, done
 
-    first = jnp.zeros((), jnp.int32), image, jnp.full(len(image), num_steps, jnp.int32), start.none()
+    first = jnp.zeros((), jnp.int32), image, start.full(num_steps, jnp.int32), start.none()
     _, x_adv, steps, _ = jax.lax.while_loop(lambda c: (c[0] < num_steps) & ~jnp.all(c[-1]), step, first)
     return finish(start, x_adv, norm="l2", steps=steps, loss=loss)
 

@@ -1,7 +1,8 @@
 """Square attack: random search with squares, which needs no gradient."""
 
+import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from jacreg_jax.attacks.losses import margin
 from jacreg_jax.attacks.result import AttackResult, Norm, choose, distance, is_fooled, spread
 from jacreg_jax.attacks.start import Start, begin, finish
 from jacreg_jax.checks import Bounds
-from jacreg_jax.keys import sample_keys
+from jacreg_jax.keys import check_key
 from jacreg_jax.types import Array, Function
 
 _Sides: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"  # of the square of every query
@@ -41,11 +42,12 @@ def square(
     """Random search in the ball: a square of changed pixels is kept where it raises the margin of another class.
 
     Squares shrink as the queries are used up, from initial_share of the image. A sample stops at its first fooling
-    image. It calls f alone, never its gradient, so what it gains over gradient attacks shows masked gradients.
+    image. It calls f alone, never its gradient, so what it gains over gradient attacks shows masked gradients. What is
+    no image, such as feature vectors [B, F], is searched as a row of features in L-infinity, and as a square in L2.
 
     Args:
-        f: batched function, raw pixels [B, H, W, C] -> logits.
-        x: raw pixels [B, H, W, C] within bounds.
+        f: batched function, raw pixels [B, ...] -> logits [B, C]; it need not be differentiable.
+        x: raw pixels within bounds: images [B, H, W, C] or [B, H, W], or any other [B, ...].
         y: integer labels [B].
         key: typed key, or B of them.
         epsilon: radius in raw pixels, scalar or [B].
@@ -55,11 +57,11 @@ def square(
         bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
 
     Returns:
-        AttackResult with distances in `norm`; steps counts queries.
+        AttackResult with distances in `norm`; steps counts queries. grad_zero is False: no gradient is taken.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; x is not [B, H, W, C]; num_queries below 1; share outside
-            (0, 1]; L2 on images below 5 pixels.
+        TypeError, ValueError: see `start.begin`; num_queries below 1; initial_share outside (0, 1]; key is not a typed
+            key.
 
     Example:
         >>> f = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)  # class 0 above 0.5
@@ -69,19 +71,16 @@ def square(
 
     Reference: Andriushchenko et al. (2019), https://arxiv.org/abs/1912.00049.
     """
-    start = begin(f, x, y, bounds, norm=norm, epsilon=epsilon)
+    check_key(key)
+    start = begin(f, x, y, bounds, key=key, norm=norm, epsilon=epsilon)
     num_queries = checks.count("num_queries", num_queries)
-    image, label = start.x, start.y
-    if image.ndim != 4 or (norm == "l2" and min(image.shape[1:3]) < 5):
-        raise ValueError(f"x must be images [B, H, W, C], of at least 5 x 5 pixels for L2; got shape {image.shape}")
-    if not 0 < initial_share <= 1:
-        raise ValueError(f"initial_share must lie in (0, 1], got {initial_share}")
-    keys = sample_keys(key, len(image))
-    sides = _sizes(num_queries, initial_share, image.shape[1:3], norm)
-    first, propose = (_linf if norm == "linf" else _l2)(start, spread(epsilon, image), sides)
+    checks.fraction("initial_share", initial_share, one=True)
+    image, label, keys = start.x, start.y, start.keys
+    search = _linf if norm == "linf" else _l2
+    first, propose = search(start, spread(epsilon, image), num_queries, initial_share)
 
     def query(x_adv: Array) -> tuple[Array, Array]:
-        logits = f(x_adv)
+        logits = start.f(x_adv)
         return margin(logits, label), is_fooled(logits, label)
 
     def step(carry: _Carry) -> _Carry:
@@ -98,12 +97,52 @@ def square(
     begun = jnp.zeros((), jnp.int32), x_adv, value, done, start.zeros()
     going_on = lambda carry: (carry[0] < num_queries) & ~jnp.all(carry[3])
     _, x_adv, _, _, steps = jax.lax.while_loop(going_on, step, begun)
-    return finish(start, x_adv, norm=norm, steps=steps)
+    return finish(start, x_adv, norm=norm, steps=steps, grad_zero=start.none())
 
 
-def _sizes(num_queries: int, initial_share: float, image: tuple[int, ...], norm: Norm) -> _Sides:
+class _Canvas(NamedTuple):
+    """How samples lie on images: [H, W] and channels; what is no image is a row, or is filled up to a square."""
+
+    sample: tuple[int, ...]  # shape of one
+    image: tuple[int, int]
+    channels: int
+
+    @classmethod
+    def of(cls, x: Array, norm: Norm) -> "_Canvas":
+        """In L2 at least 5 x 5, the least that its grid of bumps needs."""
+        sample = x.shape[1:]
+        if len(sample) in (2, 3):
+            image, channels = (sample[0], sample[1]), sample[2] if len(sample) == 3 else 1
+        else:
+            size = math.prod(sample)
+            side = math.ceil(math.sqrt(size))
+            image, channels = ((1, size) if norm == "linf" else (side, side)), 1
+        if norm == "l2":
+            image = (max(image[0], 5), max(image[1], 5))
+        return cls(sample, image, channels)
+
+    def paint(self, delta: Array) -> Array:
+        """[B, ...] -> [B, H, W, C]."""
+        if len(self.sample) in (2, 3):
+            height, width = (n - m for n, m in zip(self.image, self.sample, strict=False))
+            delta = delta.reshape(len(delta), *self.sample[:2], self.channels)
+            return jnp.pad(delta, ((0, 0), (0, height), (0, width), (0, 0)))
+        flat = delta.reshape(len(delta), -1)
+        missing = math.prod(self.image) - flat.shape[1]
+        return jnp.pad(flat, ((0, 0), (0, missing))).reshape(len(delta), *self.image, 1)
+
+    def read(self, images: Array) -> Array:
+        """The inverse of paint."""
+        if len(self.sample) in (2, 3):
+            return images[:, : self.sample[0], : self.sample[1]].reshape(len(images), *self.sample)
+        return images.reshape(len(images), -1)[:, : math.prod(self.sample)].reshape(len(images), *self.sample)
+
+
+def _sizes(num_queries: int, initial_share: float, image: tuple[int, int], norm: Norm) -> _Sides:
     """Side of the square of every query."""
     share = initial_share / 2.0 ** np.searchsorted(_HALVINGS, np.arange(num_queries), side="left")
+    if min(image) == 1:  # a row: the window is a stretch of it
+        return np.maximum(np.round(share * max(image)).astype(int), 1)
     sides = np.round(np.sqrt(share * image[0] * image[1])).astype(int)
     sides = np.maximum(sides, 1) if norm == "linf" else np.maximum(sides, 3) | 1  # odd ones in L2
     return np.asarray(np.minimum(sides, min(image)))
@@ -111,91 +150,93 @@ def _sizes(num_queries: int, initial_share: float, image: tuple[int, ...], norm:
 
 def _window(key: Array, side: Array, image: tuple[int, ...]) -> tuple[Array, Array]:
     """[H, W] bool: a square of this side at a random place; and its upper left corner."""
-    places = jax.random.randint(key, (2,), 0, jnp.maximum(jnp.asarray(image) - side, 1))
+    places = jax.random.randint(key, (2,), 0, jnp.maximum(jnp.asarray(image, jnp.int32) - side + 1, 1), jnp.int32)
     inside = [(jnp.arange(n) >= p) & (jnp.arange(n) < p + side) for n, p in zip(image, places, strict=True)]
     return inside[0][:, None] & inside[1][None, :], places
 
 
-def _signs(key: Array, shape: tuple[int, ...]) -> Array:
-    return jax.random.rademacher(key, shape, jnp.float32)
+def _signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    return jax.random.rademacher(key, shape, dtype)
 
 
-def _linf(start: Start, radius: Array, sizes: _Sides) -> tuple[_Begin, _Propose]:
+def _linf(start: Start, radius: Array, num_queries: int, initial_share: float) -> tuple[_Begin, _Propose]:
     """Vertical stripes of +-epsilon, then squares of them."""
-    x = start.x
-    image, channels = x.shape[1:3], x.shape[3]
+    x, canvas = start.x, _Canvas.of(start.x, "linf")
+    image, channels = canvas.image, canvas.channels
+    sizes = _sizes(num_queries, initial_share, image, "linf")
 
     def within(x_adv: Array) -> Array:
         return start.clip(jnp.clip(x_adv, x - radius, x + radius))
 
     def begin(keys: Array) -> Array:
-        stripes = jax.vmap(lambda k: _signs(k, (1, image[1], channels)))(keys)
-        return within(x + radius * stripes)
+        stripes = jax.vmap(lambda k: _signs(k, (1, image[1], channels), x.dtype))(keys)
+        return within(x + radius * canvas.read(jnp.broadcast_to(stripes, (len(x), *image, channels))))
 
     def propose(x_adv: Array, i: Array, keys: Array) -> Array:
         def change(key: Array) -> Array:
             where, which = jax.random.split(key)
-            window, _ = _window(where, jnp.asarray(sizes)[i], image)
-            return window[:, :, None] * _signs(which, (1, 1, channels))
+            window, _ = _window(where, jnp.asarray(sizes, jnp.int32)[i], image)
+            return jnp.where(window[:, :, None], _signs(which, (1, 1, channels), x.dtype), 0)
 
-        return within(x_adv + 2 * radius * jax.vmap(change)(keys))
+        return within(x_adv + 2 * radius * canvas.read(jax.vmap(change)(keys)))
 
     return begin, propose
 
 
-def _l2(start: Start, radius: Array, sizes: _Sides) -> tuple[_Begin, _Propose]:
+def _l2(start: Start, radius: Array, num_queries: int, initial_share: float) -> tuple[_Begin, _Propose]:
     """A grid of bumps, then one bump that takes over the norm of another window."""
-    x = start.x
-    image, channels = x.shape[1:3], x.shape[3]
+    x, canvas = start.x, _Canvas.of(start.x, "l2")
+    image, channels = canvas.image, canvas.channels
+    sizes = _sizes(num_queries, initial_share, image, "l2")
     sides = sorted(set(sizes.tolist()))
-    bumps = jnp.stack([_embed(_bump(side), image) for side in sides])  # [sides, 2, H, W] in the upper left corner
+    # [sides, 2, H, W] in the upper left corner
+    bumps = jnp.asarray(np.stack([_embed(_bump(side), image) for side in sides]), x.dtype)
     index = np.searchsorted(sides, sizes)
 
-    def on_sphere(delta: Array) -> Array:
-        return start.clip(x + radius * ascent_direction(delta, "l2"))
+    def on_sphere(images: Array) -> Array:
+        return start.clip(x + radius * ascent_direction(canvas.read(images), "l2"))
 
     def begin(keys: Array) -> Array:
-        side = image[0] // 5
-        first = [(n - 5 * side) // 2 for n in image]
-        tile = jnp.asarray(_bump(side), jnp.float32)
+        side = min(image) // 5
+        first = [n % side // 2 for n in image]
+        tile = jnp.asarray(_bump(side), x.dtype)
 
         def draw(key: Array) -> Array:
-            delta = jnp.zeros((*image, channels))
+            delta = jnp.zeros((*image, channels), x.dtype)
             for row in range(image[0] // side):
                 for column in range(image[1] // side):
                     k = jax.random.fold_in(key, row * image[1] + column)
                     turn, sign = jax.random.split(k)
                     at = [f + side * n for f, n in zip(first, (row, column), strict=True)]
-                    if at[0] + side > image[0] or at[1] + side > image[1]:
-                        continue
-                    bump = tile[jax.random.randint(turn, (), 0, 2)][:, :, None] * _signs(sign, (1, 1, channels))
+                    bump = tile[jax.random.randint(turn, (), 0, 2, jnp.int32)][:, :, None] * _signs(
+                        sign, (1, 1, channels), x.dtype
+                    )
                     delta = delta.at[at[0] : at[0] + side, at[1] : at[1] + side].add(bump)
             return delta
 
         return on_sphere(jax.vmap(draw)(keys))
 
     def propose(x_adv: Array, i: Array, keys: Array) -> Array:
-        delta = x_adv - x
-        spare = jnp.maximum(radius**2 - spread(distance(delta, "l2"), x) ** 2, 0)
+        spare = jnp.maximum(radius**2 - spread(distance(x_adv - x, "l2"), x) ** 2, 0).reshape(-1, 1, 1, 1)
 
         def change(delta: Array, spare: Array, key: Array) -> Array:
             first, second, turn, sign = jax.random.split(key, 4)
-            side = jnp.asarray(sizes)[i]
+            side = jnp.asarray(sizes, jnp.int32)[i]
             window, place = _window(first, side, image)
             other, _ = _window(second, side, image)
 
             def norm(mask: Array) -> Array:
-                return jnp.sqrt(jnp.sum((delta * mask[:, :, None]) ** 2, axis=(0, 1), keepdims=True))
+                return jnp.sqrt(jnp.sum(jnp.where(mask[:, :, None], delta, 0) ** 2, axis=(0, 1), keepdims=True))
 
-            bump = jnp.roll(bumps[jnp.asarray(index)[i], jax.random.randint(turn, (), 0, 2)], place, (0, 1))
-            new = bump[:, :, None] * _signs(sign, (1, 1, channels))
-            new = new + delta * window[:, :, None] / (1e-12 + norm(window))
+            bump = jnp.roll(bumps[jnp.asarray(index)[i], jax.random.randint(turn, (), 0, 2, jnp.int32)], place, (0, 1))
+            new = bump[:, :, None] * _signs(sign, (1, 1, channels), x.dtype)
+            new = new + jnp.where(window[:, :, None], delta, 0) / (1e-12 + norm(window))
             new = new / (1e-12 + jnp.sqrt(jnp.sum(new**2, axis=(0, 1), keepdims=True)))
             new = new * jnp.sqrt(spare / channels + norm(window | other) ** 2)
             rest = jnp.where((window | other)[:, :, None], 0, delta)
             return rest + jnp.where(window[:, :, None], new, 0)
 
-        return on_sphere(jax.vmap(change)(delta, spare, keys))
+        return on_sphere(jax.vmap(change)(canvas.paint(x_adv - x), spare, keys))
 
     return begin, propose
 
@@ -219,6 +260,6 @@ def _pyramid(height: int, width: int) -> Any:
     return pyramid / max(np.sqrt(np.sum(pyramid**2)), 1e-12)
 
 
-def _embed(bump: Any, image: tuple[int, ...]) -> Array:
+def _embed(bump: Any, image: tuple[int, ...]) -> Any:
     side = bump.shape[-1]
-    return jnp.asarray(np.pad(bump, ((0, 0), (0, image[0] - side), (0, image[1] - side))), jnp.float32)
+    return np.pad(bump, ((0, 0), (0, image[0] - side), (0, image[1] - side)))
