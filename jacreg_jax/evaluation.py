@@ -195,7 +195,7 @@ def worst_case(
 
 def _correct(f: Function, x: Array, y: Array) -> Array:
     logits = f(x)
-    return predicted_class(logits) == checks.labels(y, logits.shape[:-1], logits.shape[-1])
+    return predicted_class(logits) == checks.labels(y, logits.shape[:-1], logits.shape[-1]).astype(jnp.int32)
 
 
 def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:

@@ -1,12 +1,13 @@
 """Which class logits name, if any: the one place that says that logits which are not finite name none."""
 
+import jax
 import jax.numpy as jnp
 
 from jacreg_jax.types import Array
 
 
 def predicted_class(logits: Array) -> Array:
-    """Argmax of logits [..., C], the first among equals; -1 where a logit is NaN or infinite; [...] integer.
+    """Argmax of logits [..., C], the first among equals; -1 where a logit is NaN or infinite; [...] int32.
 
     A model that has overflowed is never right, never certified, and has no decision cell.
 
@@ -14,4 +15,4 @@ def predicted_class(logits: Array) -> Array:
         >>> predicted_class(jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [jnp.inf, 0.0]])).tolist()
         [1, -1, -1]
     """
-    return jnp.where(jnp.isfinite(logits).all(-1), jnp.argmax(logits, axis=-1), -1)
+    return jnp.where(jnp.isfinite(logits).all(-1), jax.lax.argmax(logits, logits.ndim - 1, jnp.int32), -1)

@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jacreg_jax.predictions import predicted_class
@@ -49,12 +50,12 @@ def distance(delta: Array, norm: Norm) -> Array:
 
 def is_correct(logits: Array, y: Array) -> Array:
     """Argmax = y, every logit finite; [B]."""
-    return predicted_class(logits) == y
+    return predicted_class(logits) == y.astype(jnp.int32)
 
 
 def is_fooled(logits: Array, y: Array) -> Array:
     """Argmax is a class other than y, and no logit is NaN; [B]."""
-    return (jnp.argmax(logits, -1) != y) & ~jnp.isnan(logits).any(-1)
+    return (jax.lax.argmax(logits, logits.ndim - 1, jnp.int32) != y.astype(jnp.int32)) & ~jnp.isnan(logits).any(-1)
 
 
 def best_of(*results: AttackResult) -> AttackResult:

@@ -151,7 +151,8 @@ def _sizes(num_queries: int, initial_share: float, image: tuple[int, int], norm:
 def _window(key: Array, side: Array, image: tuple[int, ...]) -> tuple[Array, Array]:
     """[H, W] bool: a square of this side at a random place; and its upper left corner."""
     places = jax.random.randint(key, (2,), 0, jnp.maximum(jnp.asarray(image, jnp.int32) - side + 1, 1), jnp.int32)
-    inside = [(jnp.arange(n) >= p) & (jnp.arange(n) < p + side) for n, p in zip(image, places, strict=True)]
+    at = [jnp.arange(n, dtype=jnp.int32) for n in image]
+    inside = [(a >= p) & (a < p + side) for a, p in zip(at, places, strict=True)]
     return inside[0][:, None] & inside[1][None, :], places
 
 

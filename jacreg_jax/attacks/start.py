@@ -58,13 +58,19 @@ class Start(NamedTuple):
 
 def varying(tree: PyTree, *like: Any) -> Any:
     """The same arrays, marked inside shard_map as varying over every axis of the mesh that `like` varies over."""
-    axes = {axis for leaf in jax.tree.leaves(like) for axis in getattr(jax.typeof(leaf), "vma", ())}
+    axes = {axis for leaf in jax.tree.leaves(like) for axis in _axes(leaf)}
 
     def mark(leaf: Any) -> Any:
-        missing = tuple(axes - set(getattr(jax.typeof(leaf), "vma", ())))
+        missing = tuple(axes - _axes(leaf))
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(mark, tree) if axes else tree
+
+
+def _axes(leaf: Any) -> set[Any]:
+    """Axes of the mesh over which a value varies inside shard_map; the attribute's name depends on JAX's version."""
+    kind = jax.typeof(leaf)
+    return set(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else getattr(kind, "vma", ()))
 
 
 def begin(
@@ -97,7 +103,7 @@ def begin(
     low, high = (b if isinstance(b, float) else b.astype(wide) for b in (low, high))
     image = varying(image.astype(wide), y, keys, sizes, (low, high))
     logits = function(image)
-    y = checks.labels(y, image.shape[:1], checks.num_classes(logits, len(image)))
+    y = checks.labels(y, image.shape[:1], checks.num_classes(logits, len(image))).astype(jnp.int32)
     image, y, keys = varying((image, y, keys), logits)
     return Start(function, image, y, (low, high), keys, logits, is_correct(logits, y), dtype)
 
