@@ -38,7 +38,7 @@ class JointLoss:
     preprocess: Callable[[Any], Any]
     perturb: Callable[..., Any] | None
     input_name: str
-    penalty_times: float = 1  # by `lazily`
+    penalty_times: float = 1.0  # by `lazily`
 
     def __call__(self, params: PyTree, state: Any, batch: Batch, keys: Array) -> tuple[Array, tuple[Any, Any]]:
         """(loss, (model_state, metrics))."""

@@ -1,5 +1,6 @@
 """A strict session: 8 virtual CPU devices, rank promotion raises, warnings are errors (pyproject.toml)."""
 
+import inspect
 import itertools
 import os
 from pathlib import Path
@@ -9,6 +10,12 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # the suite spends its time in compilation, which is twice as fast without LLVM's optimizations
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0"
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".jax_cache")  # decoded datasets
+
+import jaxtyping
+
+import tests.typechecker  # noqa: F401  found by name
+
+jaxtyping.install_import_hook("jacreg_jax", "tests.typechecker.checked")  # its annotations hold in the tests
 
 import jax
 
@@ -33,6 +40,15 @@ def skip_or_fail(what: str, reason: str):
     if what in REQUIRED:
         pytest.fail(f"JACREG_REQUIRE names {what!r}, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def own_words(request):
+    """Annotations out of the way in tests of wrong calls, which want the library's own words."""
+    is_wrong_call = "pytest.raises" in inspect.getsource(request.function)
+    jaxtyping.config.update("jaxtyping_disable", is_wrong_call)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -65,7 +65,8 @@ _compiled = jax.jit(convolution_p.bind, static_argnames=("result", "geometry", "
 
 def _impl(a: Array, b: Array, **form: Any) -> Array:
     """Compiled by itself, or as XLA's own where jit is disabled."""
-    return lax_form(a, b, **form) if jax.config.read("jax_disable_jit") else _compiled(a, b, **form)
+    is_eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    return lax_form(a, b, **form) if is_eager else _compiled(a, b, **form)
 
 
 convolution_p.def_impl(_impl)
