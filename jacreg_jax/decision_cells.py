@@ -4,50 +4,97 @@ A plane is an origin x0, [H, W, C] or any shape, and two orthonormal directions;
 b L2 distances in raw pixels. Points are not clipped to [0, 1], as in the paper's figures: the plane stays flat.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jacreg_jax import checks
+from jacreg_jax.keys import check_key
+from jacreg_jax.predictions import predicted_class
+from jacreg_jax.types import Array, Function
 
 
 class Plane(NamedTuple):
     """Origin and two orthonormal directions, each of the shape of one sample."""
 
-    origin: jax.Array
-    first: jax.Array
-    second: jax.Array
+    origin: Array
+    first: Array
+    second: Array
 
-    def points(self, coordinates: jax.Array) -> jax.Array:
+    def points(self, coordinates: Array) -> Array:
         """Samples at coordinates [N, 2]; [N, ...]."""
-        spread = lambda c: c.reshape(-1, *(1,) * self.origin.ndim)
-        a, b = spread(coordinates[:, 0]), spread(coordinates[:, 1])
+        a, b = (coordinates[:, i].reshape(-1, *(1,) * self.origin.ndim) for i in (0, 1))
         return self.origin[None] + a * self.first[None] + b * self.second[None]
 
 
 class Cells(NamedTuple):
     """The class map of a square in a plane: `classes` and `confidence` (largest softmax value), both [R, R].
 
-    Row i, column j is the point at (axis[j], axis[i]); axis [R] runs from -extent to extent.
+    Row i, column j is the point at (axis[j], axis[i]); axis [R] runs from -extent to extent. Where a logit is not
+    finite there is no class, -1, and the confidence is 0.
     """
 
-    classes: jax.Array
-    confidence: jax.Array
-    axis: jax.Array
+    classes: Array
+    confidence: Array
+    axis: Array
 
 
-def random_plane(x: jax.Array, key: jax.Array) -> Plane:
-    """Plane through one sample x along two random orthonormal directions."""
+def random_plane(x: Array, key: Array) -> Plane:
+    """Plane through one sample x along two random orthonormal directions.
+
+    Args:
+        x: one sample, floating point, of at least two entries.
+        key: typed key.
+
+    Returns:
+        Plane.
+
+    Raises:
+        TypeError: x is not floating point; key is not a typed key.
+        ValueError: x has fewer than two entries.
+
+    Example:
+        >>> plane = random_plane(jnp.zeros((2, 3)), jax.random.key(0))
+        >>> abs(round(float(jnp.vdot(plane.first, plane.second)), 5))
+        0.0
+    """
+    check_key(key)
+    x = _sample(x, "x")
     first, second = jax.random.normal(key, (2, *x.shape), x.dtype)
     return _orthonormal(x, first, second)
 
 
-def adversarial_plane(x: jax.Array, x_adv_1: jax.Array, x_adv_2: jax.Array) -> Plane:
-    """Plane through a sample and two adversarial examples of it; the first lies on the first axis (Figure S2)."""
-    return _orthonormal(x, x_adv_1 - x, x_adv_2 - x)
+def adversarial_plane(x: Array, x_adv_1: Array, x_adv_2: Array) -> Plane:
+    """Plane through a sample and two adversarial examples of it; the first lies on the first axis (Figure S2).
+
+    Args:
+        x: one sample, floating point.
+        x_adv_1: another of the same shape.
+        x_adv_2: a third, not on the line through both.
+
+    Returns:
+        Plane.
+
+    Raises:
+        TypeError: no floating point arrays.
+        ValueError: shapes that differ; three samples on one line, where they are concrete.
+
+    Example:
+        >>> plane = adversarial_plane(jnp.zeros(2), jnp.array([2.0, 0.0]), jnp.array([1.0, 3.0]))
+        >>> plane.first.tolist(), plane.second.tolist()
+        ([1.0, 0.0], [0.0, 1.0])
+    """
+    x, one, two = _sample(x, "x"), _sample(x_adv_1, "x_adv_1"), _sample(x_adv_2, "x_adv_2")
+    if not x.shape == one.shape == two.shape:
+        raise ValueError(f"x, x_adv_1 and x_adv_2 must be of one shape, got {x.shape}, {one.shape} and {two.shape}")
+    return _orthonormal(x, one - x, two - x)
 
 
-def decision_cells(f: Callable, plane: Plane, *, extent: float, resolution: int = 201, batch_size: int = 2048) -> Cells:
+def decision_cells(
+    f: Function, plane: Plane, *, extent: ArrayLike, resolution: int = 201, batch_size: int = 2048
+) -> Cells:
     """Predicted class and confidence on a square grid of the plane.
 
     Args:
@@ -61,47 +108,91 @@ def decision_cells(f: Callable, plane: Plane, *, extent: float, resolution: int 
         Cells.
 
     Raises:
-        ValueError: extent not positive or resolution below 2.
+        ValueError: extent not above 0, resolution below 2, batch_size below 1; logits not [B, C].
+
+    Example:
+        >>> f = lambda x: jnp.stack([x[:, 0], -x[:, 0]], axis=1)
+        >>> plane = Plane(jnp.zeros(2), jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))
+        >>> decision_cells(f, plane, extent=1.0, resolution=2).classes.tolist()
+        [[1, 0], [1, 0]]
     """
-    if extent <= 0 or resolution < 2:
-        raise ValueError(f"extent must be positive and resolution at least 2, got {extent} and {resolution}")
-    axis = jnp.linspace(-extent, extent, resolution)
+    checks.positive("extent", extent)
+    resolution, batch_size = checks.count("resolution", resolution, least=2), checks.count("batch_size", batch_size)
+    axis = jnp.linspace(-extent, extent, resolution, dtype=plane.origin.dtype)
     b, a = jnp.meshgrid(axis, axis, indexing="ij")
     logits = _at(f, plane, jnp.stack([a.ravel(), b.ravel()], axis=1), batch_size)
-    square = lambda values: values.reshape(resolution, resolution)
-    return Cells(square(jnp.argmax(logits, -1)), square(jnp.max(jax.nn.softmax(logits), -1)), axis)
+    classes = predicted_class(logits)
+    confidence = jnp.max(jax.nn.softmax(jnp.where(classes[:, None] >= 0, logits, 0)), -1)
+    confidence = jnp.where(classes >= 0, confidence, 0)
+    return Cells(classes.reshape(resolution, resolution), confidence.reshape(resolution, resolution), axis)
 
 
 def boundary_distance(
-    f: Callable, plane: Plane, *, extent: float, num_rays: int = 360, num_radii: int = 200, batch_size: int = 2048
-) -> jax.Array:
+    f: Function, plane: Plane, *, extent: ArrayLike, num_rays: int = 360, num_radii: int = 200, batch_size: int = 2048
+) -> Array:
     """Distance from the sample to the nearest decision boundary within the plane, +inf if none lies within extent.
 
     Along each of num_rays directions the first change of class on a grid of radii is bracketed, then bisected 20 times.
+    Logits that are not finite are no class, so the edge of where they are finite is a boundary.
+
+    Args:
+        f: raw pixels [B, ...] -> logits [B, C].
+        plane: from `random_plane` or `adversarial_plane`.
+        extent: largest radius, L2 distance in raw pixels.
+        num_rays: directions, evenly spread over the circle.
+        num_radii: grid points along each.
+        batch_size: points at once.
+
+    Returns:
+        Scalar; 0 where the logits of the sample itself are not finite.
+
+    Raises:
+        ValueError: extent not above 0, a count below 1; logits not [B, C].
+
+    Example:
+        >>> f = lambda x: jnp.stack([0.3 - x[:, 0], x[:, 0] - 0.3], axis=1)
+        >>> plane = Plane(jnp.zeros(2), jnp.array([1.0, 0.0]), jnp.array([0.0, 1.0]))
+        >>> round(float(boundary_distance(f, plane, extent=1.0)), 4)
+        0.3
     """
-    angles = jnp.linspace(0, 2 * jnp.pi, num_rays, endpoint=False)
+    checks.positive("extent", extent)
+    num_rays, num_radii = checks.count("num_rays", num_rays), checks.count("num_radii", num_radii)
+    batch_size, dtype = checks.count("batch_size", batch_size), plane.origin.dtype
+    angles = jnp.linspace(0, 2 * jnp.pi, num_rays, endpoint=False, dtype=dtype)
     directions = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)  # [A, 2]
-    radii = jnp.linspace(0, extent, num_radii + 1)
-    own = jnp.argmax(f(plane.origin[None]), -1)[0]
+    radii = jnp.linspace(0, extent, num_radii + 1, dtype=dtype)
+    own = predicted_class(f(plane.origin[None]))[0]
     grid = (radii[1:, None, None] * directions[None]).reshape(-1, 2)
-    changed = (jnp.argmax(_at(f, plane, grid, batch_size), -1) != own).reshape(num_radii, num_rays)
+    changed = (predicted_class(_at(f, plane, grid, batch_size)) != own).reshape(num_radii, num_rays)
     first = jnp.argmax(changed, axis=0)  # index into radii[1:]
 
-    def halve(_, bracket):
+    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
-        beyond = jnp.argmax(f(plane.points(middle[:, None] * directions)), -1) != own
+        beyond = predicted_class(f(plane.points(middle[:, None] * directions))) != own
         return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
 
     _, high = jax.lax.fori_loop(0, 20, halve, (radii[first], radii[first + 1]))
-    return jnp.min(jnp.where(changed.any(0), high, jnp.inf))
+    return jnp.where(own >= 0, jnp.min(jnp.where(changed.any(0), high, jnp.inf)), 0)
 
 
-def _at(f, plane, coordinates, batch_size):
+def _at(f: Function, plane: Plane, coordinates: Array, batch_size: int) -> Array:
+    """Logits [N, C] at coordinates [N, 2]."""
+    checks.num_classes(jax.eval_shape(lambda c: f(plane.points(c)), coordinates[:1]), 1)
     return jax.lax.map(lambda c: f(plane.points(c[None]))[0], coordinates, batch_size=batch_size)
 
 
-def _orthonormal(origin, first, second) -> Plane:
+def _sample(x: Array, name: str) -> Array:
+    return checks.inputs(x[None] if hasattr(x, "shape") else x, name, what="one floating point sample")[0]
+
+
+def _orthonormal(origin: Array, first: Array, second: Array) -> Plane:
+    """Gram-Schmidt."""
+    length = jnp.linalg.norm(second.ravel())
     first = first / jnp.linalg.norm(first.ravel())
     second = second - jnp.vdot(first, second) * first
-    return Plane(origin, first, second / jnp.linalg.norm(second.ravel()))
+    left = jnp.linalg.norm(second.ravel())
+    if not isinstance(left, jax.core.Tracer) and not bool(left > 1e-6 * length):
+        raise ValueError("the plane needs two directions that are not parallel, and samples of at least two entries")
+    second = second / left
+    return Plane(origin, first, second)

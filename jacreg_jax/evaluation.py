@@ -5,6 +5,7 @@ functions fold the key with the index of the sample, so that no result depends o
 an attack refuses when it is called directly is refused here before anything runs.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -50,7 +51,7 @@ def accuracy(f: Function, x: Any, y: Any, *, batch_size: int = 500) -> float:
 
 def jacobian_norms(
     f: Function, x: Any, *args: Any, frobenius_sq: Function = exact_frobenius_sq, batch_size: int = 100
-) -> "np.ndarray[Any, Any]":
+) -> "np.ndarray":
     """||J||_F of every sample, [N].
 
     Args:
@@ -73,11 +74,11 @@ def jacobian_norms(
     if args:
         deprecation.warn("jacobian_norms(frobenius_sq, f, x)", "jacobian_norms(f, x, frobenius_sq=...)")
         frobenius_sq, f, x = f, x, *args
-    norms: np.ndarray[Any, Any] = np.sqrt(map_batches(frobenius_sq, f, x, batch_size=batch_size))
+    norms: np.ndarray = np.sqrt(map_batches(frobenius_sq, f, x, batch_size=batch_size))
     return norms
 
 
-def norm_summary(norms: ArrayLike) -> dict[str, float]:
+def norm_summary(norms: Sequence[float] | ArrayLike) -> dict[str, float]:
     """Both readings of "the" ||J||_F, mean(||J||) and sqrt(mean ||J||^2): the paper does not say which.
 
     Args:

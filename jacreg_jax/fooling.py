@@ -1,5 +1,6 @@
 """What fooling distances say: robust accuracy, the curve of test error against distance, the median."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +9,7 @@ from jax.typing import ArrayLike
 from jacreg_jax import checks
 
 
-def robust_accuracy(distances: ArrayLike, epsilon: float) -> float:
+def robust_accuracy(distances: Sequence[float] | ArrayLike, epsilon: float) -> float:
     """Share of samples whose smallest fooling distance is above epsilon; wrong samples have distance 0.
 
     Args:
@@ -29,7 +30,7 @@ def robust_accuracy(distances: ArrayLike, epsilon: float) -> float:
     return float(np.mean(_distances(distances) > epsilon))
 
 
-def fooling_curve(distances: ArrayLike, grid: ArrayLike) -> "np.ndarray[Any, Any]":
+def fooling_curve(distances: Sequence[float] | ArrayLike, grid: Sequence[float] | ArrayLike) -> "np.ndarray":
     """Test error against distance, error(d) = share of samples fooled within d; [len(grid)].
 
     Args:
@@ -51,7 +52,7 @@ def fooling_curve(distances: ArrayLike, grid: ArrayLike) -> "np.ndarray[Any, Any
 
 
 def median_distance(
-    distances: ArrayLike, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+    distances: Sequence[float] | ArrayLike, *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, float]:
     """Median of the fooling distances with its percentile-bootstrap interval over samples; inf stays inf.
 
@@ -82,7 +83,7 @@ def median_distance(
     return {"median": float(middle(found)), "low": float(medians[tail]), "high": float(medians[-1 - tail])}
 
 
-def _distances(distances: ArrayLike) -> Any:
+def _distances(distances: Sequence[float] | ArrayLike) -> Any:
     found = np.asarray(distances)
     if found.ndim != 1 or not len(found):
         raise ValueError(f"distances must be [N], of at least one sample; got shape {found.shape}")

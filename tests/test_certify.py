@@ -115,5 +115,5 @@ def test_errors(key):
         certify.interval_bounds(jnp.tanh, x, x - 1)
     with pytest.raises(ValueError, match="sigma must be above 0"):
         certify.certify_smoothed(lambda x: x, x, key, sigma=0.0)
-    with pytest.raises(ValueError, match="must be at least 1"):
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, got 0"):
         certify.certify_smoothed(lambda x: x, x, key, sigma=1.0, num_samples=0)

@@ -77,7 +77,7 @@ def carlini_wagner(
     num_steps: int = 1000,
     binary_search_steps: int = 10,
     learning_rate: float = 0.005,
-    initial_const: float = 0.01,
+    initial_const: ArrayLike = 0.01,
     confidence: float = 0.0,
     smoother: float = 0.999999,
     adam_eps: float = 1e-8,
@@ -100,7 +100,7 @@ def carlini_wagner(
         num_steps: Adam steps in each search.
         binary_search_steps: values of c that are tried.
         learning_rate: of Adam.
-        initial_const: first c.
+        initial_const: first c, scalar or [B].
         confidence: margin by which the other class must lead.
         smoother: keeps arctanh of pixels at the bounds finite; pixels start 1 - smoother inside.
         adam_eps: of Adam; near saturated pixels gradients lie below the usual 1e-8, 1e-14 lets them move.
@@ -126,8 +126,9 @@ def carlini_wagner(
     start = begin(f, x, y, bounds, confidence=confidence)
     num_steps = checks.count("num_steps", num_steps)
     binary_search_steps = checks.count("binary_search_steps", binary_search_steps)
-    for name, value in (("learning_rate", learning_rate), ("initial_const", initial_const), ("adam_eps", adam_eps)):
-        checks.positive(name, value)
+    checks.positive("initial_const", initial_const, batch=len(start.x))
+    checks.positive("learning_rate", learning_rate)
+    checks.positive("adam_eps", adam_eps)
     if not 0 < float(np.float32(smoother)) < 1:
         raise ValueError(f"smoother must lie between 0 and 1 in float32, got {smoother}")
     low, high = start.bounds

@@ -34,7 +34,7 @@ def ddn(
     key: Array,
     *,
     num_steps: int = 100,
-    init_epsilon: float = 1.0,
+    init_epsilon: ArrayLike = 1.0,
     gamma: float = 0.05,
     loss: Function = log_odds,
     bounds: Bounds = (0.0, 1.0),
@@ -50,7 +50,7 @@ def ddn(
         y: integer labels [B].
         key: typed key, or B of them; used where a gradient is zero.
         num_steps: gradient steps.
-        init_epsilon: first radius in raw pixels.
+        init_epsilon: first radius in raw pixels, scalar or [B].
         gamma: relative change of the radius in a step.
         loss: per-sample loss of (logits, y), climbed.
         bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
@@ -72,7 +72,7 @@ def ddn(
     """
     check_key(key)
     start = begin(f, x, y, bounds, key=key)
-    checks.positive("init_epsilon", init_epsilon)
+    checks.positive("init_epsilon", init_epsilon, batch=len(start.x))
     checks.fraction("gamma", gamma)
     num_steps = checks.count("num_steps", num_steps)
     image, label, (low, high) = start.x, start.y, start.bounds

@@ -15,7 +15,7 @@ from jacreg_jax import checks
 from jacreg_jax.attacks.ball import project
 from jacreg_jax.attacks.gradient import is_zero, loss_gradient
 from jacreg_jax.attacks.losses import log_odds
-from jacreg_jax.attacks.result import AttackResult, choose, is_fooled
+from jacreg_jax.attacks.result import AttackResult, choose, is_fooled, spread
 from jacreg_jax.attacks.start import Start, begin, finish
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import check_key, normal_like
@@ -30,7 +30,7 @@ def white_noise_distance(
     y: ArrayLike,
     key: Array,
     *,
-    step_size: float = 0.01,
+    step_size: ArrayLike = 0.01,
     num_steps: int = 400,
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
@@ -41,7 +41,7 @@ def white_noise_distance(
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
         key: typed key, or B of them.
-        step_size: of sigma, in raw pixels.
+        step_size: of sigma, in raw pixels, scalar or [B].
         num_steps: magnitudes that are tried; steps * step_size is the sigma of the hit.
         bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
 
@@ -62,8 +62,8 @@ def white_noise_distance(
     check_key(key)
     start = begin(f, x, y, bounds, key=key)
     direction = normal_like(start.keys, start.x)
-    checks.positive("step_size", step_size)
-    candidate = lambda k: start.clip(start.x + k * step_size * direction)
+    checks.positive("step_size", step_size, batch=len(start.x))
+    candidate = lambda k: start.clip(start.x + k * spread(step_size, start.x) * direction)
     return _first_hit(start, candidate, num_steps, start.none())
 
 
@@ -73,7 +73,7 @@ def fgsm_distance(
     y: ArrayLike,
     key: Array | None = None,
     *,
-    step_size: float = 1 / 255,
+    step_size: ArrayLike = 1 / 255,
     num_steps: int = 255,
     loss: Function = log_odds,
     bounds: Bounds = (0.0, 1.0),
@@ -85,7 +85,7 @@ def fgsm_distance(
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
         key: not used; here for the common order of arguments.
-        step_size: of epsilon, in raw pixels.
+        step_size: of epsilon, in raw pixels, scalar or [B].
         num_steps: epsilons that are tried; steps * step_size is the epsilon of the hit.
         loss: as for `fgsm`.
         bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
@@ -106,8 +106,8 @@ def fgsm_distance(
     del key
     start = begin(f, x, y, bounds)
     gradient = loss_gradient(f, start.x, start.y, loss)
-    checks.positive("step_size", step_size)
-    candidate = lambda k: start.clip(start.x + k * step_size * jnp.sign(gradient))
+    checks.positive("step_size", step_size, batch=len(start.x))
+    candidate = lambda k: start.clip(start.x + k * spread(step_size, start.x) * jnp.sign(gradient))
     return _first_hit(start, candidate, num_steps, is_zero(gradient))
 
 
@@ -118,7 +118,7 @@ def pgd_distance(
     key: Array | None = None,
     *,
     epsilon: ArrayLike = 32 / 255,
-    step_size: float = 1 / 255,
+    step_size: ArrayLike = 1 / 255,
     num_steps: int = 300,
     loss: Function = log_odds,
     bounds: Bounds = (0.0, 1.0),
@@ -131,7 +131,7 @@ def pgd_distance(
         y: integer labels [B].
         key: not used; here for the common order of arguments.
         epsilon: radius of the L-infinity ball, scalar or [B]; 16/255 in the paper on CIFAR-10 and ImageNet.
-        step_size: in raw pixels.
+        step_size: in raw pixels, scalar or [B].
         num_steps: at most; the paper does not say, and 32 are too few for a Jacobian-regularised model.
         loss: as for `pgd`.
         bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
@@ -151,7 +151,7 @@ def pgd_distance(
     """
     del key
     start = begin(f, x, y, bounds, epsilon=epsilon)
-    checks.positive("step_size", step_size)
+    checks.positive("step_size", step_size, batch=len(start.x))
     num_steps = checks.count("num_steps", num_steps)
     image, label = start.x, start.y
 
@@ -164,7 +164,7 @@ def pgd_distance(
         gradient, fooled = jax.grad(climb, has_aux=True)(x_adv)
         steps = jnp.where(fooled & ~done, i, steps)
         done = done | fooled
-        moved = project(x_adv + step_size * jnp.sign(gradient), image, epsilon, "linf", start.bounds)
+        moved = project(x_adv + spread(step_size, image) * jnp.sign(gradient), image, epsilon, "linf", start.bounds)
         return i + 1, choose(done, x_adv, moved), steps, done
 
     first = jnp.zeros((), jnp.int32), image, start.full(num_steps, jnp.int32), start.none()

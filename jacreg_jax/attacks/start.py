@@ -44,8 +44,8 @@ class Start(NamedTuple):
         return jnp.clip(x_adv, *self.bounds)
 
     def full(self, value: Any, dtype: Any) -> Array:
-        """[B] of one value; inside shard_map it varies over the mesh as the samples do, as carries of loops must."""
-        return varying(jnp.full(len(self.x), value, dtype), self.clean_correct)
+        """[B] of one value, or of B; inside shard_map it varies over the mesh as the samples do, as carries of loops must."""
+        return varying(jnp.broadcast_to(jnp.asarray(value, dtype), (len(self.x),)), self.clean_correct)
 
     def none(self) -> Array:
         """[B] bool, False everywhere."""
