@@ -42,7 +42,7 @@ class Config(options.Options):
     """Directions in which the nearest boundary is looked for."""
 
 
-QUICK = options.QUICK | {"figures": ("1", "S2"), "rows": 1, "resolution": 21, "num_rays": 8}
+QUICK = options.QUICK | {"figures": ("S2",), "rows": 1, "resolution": 21, "num_rays": 8}
 
 
 def recipes(figure: str, config: Config) -> dict[str, Recipe]:
