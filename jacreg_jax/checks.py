@@ -1,21 +1,18 @@
 """The one place that looks at the values of arguments, so that a wrong call says what is wrong with it.
 
-Shapes and types are always checked. Values are checked where they are concrete. Under `jax.jit` they are not. A wrapper
-that holds the concrete arrays, such as `evaluation.run_attack`, asks for the tests that the trace could not make
-(`deferred`) and makes them itself, with the same words.
+Shapes and types are always checked. Values are checked where they are concrete, see `concrete`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jacreg_jax.concrete import look
+
 Bounds = tuple[Any, Any]
-Test = Callable[[np.ndarray], None]  # raises for a bad value
 
 
 # numbers
@@ -137,7 +134,7 @@ def _number(name: str, value: Any, batch: int | None, is_right: Callable[[Any], 
         if not np.all(np.isfinite(wide)):
             raise ValueError(f"{name} must be finite, got {_short(value)}")
 
-    _look(test, value)
+    look(test, value)
 
 
 # arrays
@@ -184,7 +181,7 @@ def labels(y: Any, shape: Sequence[int], num_classes: int, name: str = "y") -> j
                 f" got labels from {y.min()} to {y.max()}"
             )
 
-    _look(test, y)
+    look(test, y)
     return jnp.asarray(y)
 
 
@@ -226,7 +223,7 @@ def bounds(bounds: Any, x: jax.Array) -> Bounds:
         wide_low, wide_high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         if not (np.isfinite(wide_low).all() and np.isfinite(wide_high).all() and np.all(wide_low < wide_high)):
             raise ValueError(f"bounds must be finite with low below high, got ({_short(low)}, {_short(high)})")
-        _look(lambda x: _inside(x, wide_low, wide_high), x)
+        look(lambda x: _inside(x, wide_low, wide_high), x)
     return low, high
 
 
@@ -243,7 +240,10 @@ def _bound(bound: Any, x: jax.Array) -> Any:
         fits = False
     if not fits:
         raise ValueError(f"bounds must be scalars or broadcast to x of shape {x.shape}, got shape {shape}")
-    return jnp.asarray(bound, x.dtype).reshape((1,) * (x.ndim - len(shape)) + shape)
+    beside = (1,) * (x.ndim - len(shape)) + shape
+    if isinstance(bound, jax.core.Tracer):
+        return bound.astype(x.dtype).reshape(beside)
+    return np.asarray(bound).astype(x.dtype).reshape(beside)  # concrete also where x is traced
 
 
 def _inside(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
@@ -255,45 +255,6 @@ def _inside(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         raise ValueError(
             f"x must lie in bounds ({_short(low)}, {_short(high)}), got values from {wide.min()} to {wide.max()}"
         )
-
-
-# what a trace could not check
-
-
-class _Deferred:
-    """Names of the watched tracers, and the tests that met them."""
-
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self.names = {id(a): name for name, a in arguments.items() if isinstance(a, jax.core.Tracer)}
-        self.tests: list[tuple[str, Test]] = []
-
-
-_watched: ContextVar[_Deferred | None] = ContextVar("watched", default=None)
-
-
-@contextmanager
-def deferred(arguments: Mapping[str, Any]) -> Iterator[list[tuple[str, Test]]]:
-    """Collect what a trace cannot check: the list fills with (name of the argument, test of its concrete value).
-
-    Args:
-        arguments: the tracers by name.
-    """
-    watch = _Deferred(arguments)
-    token = _watched.set(watch)
-    try:
-        yield watch.tests
-    finally:
-        _watched.reset(token)
-
-
-def _look(test: Test, value: Any) -> None:
-    """Test a concrete value; leave the test to whoever watches a traced one."""
-    if not isinstance(value, jax.core.Tracer):
-        test(np.asarray(value))
-        return
-    watch = _watched.get()
-    if watch is not None and id(value) in watch.names:
-        watch.tests.append((watch.names[id(value)], test))
 
 
 # words

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jacreg_jax import checks
 from jacreg_jax.keys import check_key
 from jacreg_jax.predictions import predicted_class
-from jacreg_jax.types import Array, Function
+from jacreg_jax.types import Array, Counter, Function
 
 
 class Plane(NamedTuple):
@@ -93,7 +93,7 @@ def adversarial_plane(x: Array, x_adv_1: Array, x_adv_2: Array) -> Plane:
 
 
 def decision_cells(
-    f: Function, plane: Plane, *, extent: ArrayLike, resolution: int = 201, batch_size: int = 2048
+    f: Function, plane: Plane, *, extent: float, resolution: int = 201, batch_size: int = 2048
 ) -> Cells:
     """Predicted class and confidence on a square grid of the plane.
 
@@ -166,7 +166,7 @@ def boundary_distance(
     changed = (predicted_class(_at(f, plane, grid, batch_size)) != own).reshape(num_radii, num_rays)
     first = jnp.argmax(changed, axis=0)  # index into radii[1:]
 
-    def halve(_: Array, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Counter, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
         beyond = predicted_class(f(plane.points(middle[:, None] * directions))) != own

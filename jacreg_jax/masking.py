@@ -19,6 +19,7 @@ from jacreg_jax.attacks.losses import others, true_logit
 from jacreg_jax.attacks.result import NORMS, Norm, is_correct, spread
 from jacreg_jax.attacks.start import begin
 from jacreg_jax.keys import normal_like
+from jacreg_jax.programs import once
 from jacreg_jax.types import Array, Function
 
 
@@ -30,6 +31,7 @@ class Check(NamedTuple):
     passed: bool
 
 
+@once
 def linearised_margin(f: Function, x: ArrayLike, y: ArrayLike, *, norm: Norm = "l2") -> Array:
     """min_c (z_y - z_c) / ||grad (z_y - z_c)||_dual: the distance to the boundary if f were linear; [B].
 

@@ -8,18 +8,20 @@ become arguments; only where the program differs is anything compiled.
 import functools
 import re
 import types
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from jacreg_jax import checks
+from jacreg_jax.concrete import Deferred, deferred
 from jacreg_jax.types import Array, Function, PyTree
 
 Partial: Any = jax.tree_util.Partial
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class OtherShapeError(Exception):
@@ -51,25 +53,32 @@ def as_argument(f: Function, x: Any) -> Function:
         f: function of one array.
         x: its argument, or the shape of it.
     """
+    program = _known(f, x)
+    return fresh(f) if program is None else program
+
+
+def _known(f: Function, x: Any) -> Function | None:
+    """The function as an argument that equals that of an equal program, where there can be one."""
     if isinstance(f, jax.tree_util.Partial):
         return f
     if getattr(jax.config, "jax_disable_jit"):  # noqa: B009, no attribute to a type checker
-        return fresh(f)
+        return None
     shape = jax.eval_shape(lambda x: x, x)
     try:
-        closed, out = jax.make_jaxpr(f, return_shape=True)(shape)
+        # f as another function: JAX keeps the trace of f itself, and with it the arrays of that time
+        closed, out = jax.make_jaxpr(lambda x: f(x), return_shape=True)(shape)
     except Exception:  # the real call says what is wrong
-        return fresh(f)
+        return None
     text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
     if "callback" in text or any(isinstance(c, jax.core.Tracer) for c in closed.consts):
-        return fresh(f)
+        return None
     out_tree = jax.tree.structure(out)
     inner = tuple(id(c) for c in _inner_constants(closed.jaxpr))
     signature = text, shape.shape, str(shape.dtype), out_tree, inner, _callables(f)
     try:
         known = _programs.setdefault(getattr(f, "__code__", f), {})
     except TypeError:  # no weak reference to it
-        return fresh(f)
+        return None
     if signature not in known:
         known[signature] = _Program(closed, shape, out_tree)
     return Partial(known[signature], closed.consts)
@@ -111,7 +120,7 @@ def _callables(f: Function) -> tuple[Any, ...]:
 class _Tests:
     """Tests of concrete values, as a result of a compiled function."""
 
-    def __init__(self, tests: list[tuple[str, checks.Test]]) -> None:
+    def __init__(self, tests: list[Deferred]) -> None:
         self.tests = tests
 
     def __eq__(self, other: object) -> bool:
@@ -124,7 +133,7 @@ class _Tests:
 ROWS = ("x", "y", "key")  # the arguments after f, in the one order
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def compiled(function: Function, static: tuple[tuple[str, Any], ...] = ()) -> Any:
     """jit of (f, x, y, key, **named) -> (what the function gives, the tests left to whoever holds the values).
 
@@ -132,7 +141,7 @@ def compiled(function: Function, static: tuple[tuple[str, Any], ...] = ()) -> An
     """
 
     def traced(f: Function, *rows: Any, **named: Any) -> tuple[PyTree, _Tests]:
-        with checks.deferred(dict(zip(ROWS, rows, strict=False)) | named) as tests:
+        with deferred(dict(zip(ROWS, rows, strict=False)) | named) as tests:
             result = function(f, *rows, **named, **dict(static))
         return result, _Tests(tests)
 
@@ -153,5 +162,56 @@ def test_values(call: Any, f: Function, *rows: Any, whole: Mapping[str, Any], **
         ValueError: as the function itself raises on concrete values.
     """
     _, left = call.eval_shape(f, *rows, **named)
-    for name, test in left.tests:
-        test(np.asarray(whole[name]))
+    for test in left.tests:
+        test(whole)
+
+
+_SWEPT = {"epsilon", "sigma", "step_size", "init_epsilon", "initial_const"}  # numbers that may change without compiling
+
+
+def once(attack: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of (f, x, y, key, *, ...): a call on concrete arrays compiles once for equal programs and options.
+
+    Without it the loops of every call outside of `jax.jit` would compile anew, and their programs would stay in memory.
+    """
+
+    @functools.wraps(attack)
+    def call(*args: P.args, **options: P.kwargs) -> R:
+        rows: tuple[Any, ...] = args[1:]
+        f, named = cast(Any, args[0] if args else None), dict(options)
+        named |= {name: _hashable(named[name]) for name in ("bounds",) if name in named}
+        swept = {name: named.pop(name) for name in _SWEPT & named.keys() if _is_number(named[name])}
+        try:
+            program = _known(f, rows[0]) if _is_concrete(args, named, swept) else None
+            static = tuple(sorted(named.items()))
+            hash(static)
+        except (TypeError, IndexError, AttributeError):  # the attack says what is wrong
+            program = None
+        if program is None:
+            return attack(*args, **options)
+        compiled_call = compiled(attack, static)
+        try:
+            test_values(compiled_call, program, *rows, whole=dict(zip(ROWS, rows, strict=False)) | swept, **swept)
+        except OtherShapeError:
+            return attack(*args, **options)
+        result: R = compiled_call(program, *rows, **swept)[0]
+        return result
+
+    return call
+
+
+def _is_concrete(*trees: Any) -> bool:
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, float | int | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+
+
+def _hashable(value: Any) -> Any:
+    """Small arrays and pairs of them as nested tuples of numbers."""
+    if isinstance(value, tuple | list):
+        return tuple(map(_hashable, value))
+    if isinstance(value, jax.core.Tracer) or not isinstance(value, np.ndarray | jax.Array) or value.size > 1024:
+        return value
+    return _hashable(np.asarray(value).tolist())

@@ -17,7 +17,8 @@ from jacreg_jax.attacks.start import Start, begin, finish
 from jacreg_jax.checks import Bounds
 from jacreg_jax.deprecation import renamed
 from jacreg_jax.keys import check_key
-from jacreg_jax.types import Array, Function
+from jacreg_jax.programs import once
+from jacreg_jax.types import Array, Counter, Function
 
 Loss = Literal["ce", "dlr", "targeted"]
 _LEAST_CLASSES = {"ce": 2, "dlr": 3, "targeted": 4}
@@ -58,6 +59,7 @@ class _State(NamedTuple):
     found: _Found
 
 
+@once
 def apgd(
     f: Function,
     x: ArrayLike,
@@ -116,7 +118,7 @@ def apgd(
         raise ValueError(f"loss {loss!r} needs at least {_LEAST_CLASSES[loss]} classes, f gives {start.num_classes}")
     order = jnp.argsort(start.logits, axis=1)
 
-    def run(i: Array, found: _Found) -> _Found:
+    def run(i: Counter, found: _Found) -> _Found:
         target = jnp.take(order, start.num_classes - 2 - i % num_targets, axis=1) if loss == "targeted" else None
         search = _Search(start, _objective(loss, start.y, target), loss == "ce", epsilon, norm, num_steps, rho)
         return _run(search, jax.vmap(jax.random.fold_in, (0, None))(start.keys, i), found)
@@ -185,7 +187,7 @@ def _first(search: _Search, keys: Array, found: _Found) -> _State:
     )
 
 
-def _move(search: _Search, i: Array, s: _State) -> Array:
+def _move(search: _Search, i: Counter, s: _State) -> Array:
     """A gradient step, and three quarters of it plus a quarter of the last."""
     x = search.start.x
     into_ball = partial(project, x=x, epsilon=search.epsilon, norm=search.norm, bounds=search.start.bounds)
@@ -195,7 +197,7 @@ def _move(search: _Search, i: Array, s: _State) -> Array:
     return into_ball(s.x_adv + weight * (ahead - s.x_adv) + (1 - weight) * momentum)
 
 
-def _step(search: _Search, i: Array, s: _State) -> _State:
+def _step(search: _Search, i: Counter, s: _State) -> _State:
     x_adv = _move(search, i, s)
     gradient, loss, fooled = _evaluate(search, x_adv)
     new = fooled & ~s.found.done

@@ -120,7 +120,7 @@ def _fab_within(
 ) -> AttackResult:
     checks.non_negative("epsilon", epsilon, batch=len(x))
     result = fab(f, x, y, key, **options)
-    inside = result.success & (result.distance <= jnp.asarray(epsilon))
+    inside = result.success & (result.distance <= jnp.asarray(epsilon, result.distance.dtype))
     reached = jnp.where(inside, result.distance, jnp.inf)
     return result._replace(x_adv=choose(inside, result.x_adv, x), success=inside, distance=reached)
 

@@ -15,7 +15,8 @@ from jacreg_jax.attacks.result import AttackResult, choose, is_fooled
 from jacreg_jax.attacks.start import Start, begin, finish, varying
 from jacreg_jax.checks import Bounds
 from jacreg_jax.deprecation import renamed_arguments
-from jacreg_jax.types import Array, Function
+from jacreg_jax.programs import once
+from jacreg_jax.types import Array, Counter, Function
 
 
 class _Best(NamedTuple):
@@ -68,6 +69,7 @@ class _Adam(NamedTuple):
 
 
 @renamed_arguments(num_searches="binary_search_steps")
+@once
 def carlini_wagner(
     f: Function,
     x: ArrayLike,
@@ -136,7 +138,7 @@ def carlini_wagner(
     problem = _Problem(start, centre, half, jnp.arctanh(smoother * (start.x - centre) / half), confidence)
     adam = _Adam(learning_rate, adam_eps)
 
-    def search(k: Array, carry: tuple[_Best, _Constants]) -> tuple[_Best, _Constants]:
+    def search(k: Counter, carry: tuple[_Best, _Constants]) -> tuple[_Best, _Constants]:
         best, (const, lower, upper) = carry
         if binary_search_steps >= 10:
             const = jnp.where(k == binary_search_steps - 1, jnp.minimum(upper, 1e10), const)
@@ -169,12 +171,12 @@ def _objective(problem: _Problem, delta: Array, const: Array) -> tuple[Array, tu
 
 
 def _descend(
-    problem: _Problem, adam: _Adam, const: Array, num_steps: int, first: Array, best: _Best
+    problem: _Problem, adam: _Adam, const: Array, num_steps: int, first: Array | int, best: _Best
 ) -> tuple[_Best, Array]:
     """Adam from zero for one c of every sample: the best of all so far, and whether this c fooled f."""
     gradient_of: Callable[..., Any] = jax.grad(_objective, argnums=1, has_aux=True)
 
-    def step(i: Array, carry: tuple[Array, _Moments, _Best, Array]) -> tuple[Array, _Moments, _Best, Array]:
+    def step(i: Counter, carry: tuple[Array, _Moments, _Best, Array]) -> tuple[Array, _Moments, _Best, Array]:
         delta, moments, best, found = carry
         gradient, (x_adv, squared, fooled) = gradient_of(problem, delta, const)
         new = _Best(x_adv, squared, jnp.full_like(best.step, first + i))

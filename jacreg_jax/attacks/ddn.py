@@ -14,7 +14,8 @@ from jacreg_jax.attacks.start import begin, finish, varying
 from jacreg_jax.checks import Bounds
 from jacreg_jax.deprecation import renamed_arguments
 from jacreg_jax.keys import check_key, normal_like
-from jacreg_jax.types import Array, Function
+from jacreg_jax.programs import once
+from jacreg_jax.types import Array, Counter, Function
 
 
 class _State(NamedTuple):
@@ -27,6 +28,7 @@ class _State(NamedTuple):
 
 
 @renamed_arguments(initial_epsilon="init_epsilon")
+@once
 def ddn(
     f: Function,
     x: ArrayLike,
@@ -83,7 +85,7 @@ def ddn(
         logits = f(image + delta)
         return jnp.sum(loss(logits, label)), is_fooled(logits, label)
 
-    def step(i: Array, s: _State) -> _State:
+    def step(i: Counter, s: _State) -> _State:
         gradient, fooled = jax.grad(climb, has_aux=True)(s.delta)
         direction, zero = _direction(gradient, keys, i)
         length = distance(s.delta, "l2")
@@ -107,7 +109,7 @@ def ddn(
     return finish(start, image + end.best, norm="l2", steps=end.steps, grad_zero=end.grad_zero)
 
 
-def _direction(gradient: Array, keys: Array, i: Array) -> tuple[Array, Array]:
+def _direction(gradient: Array, keys: Array, i: Counter) -> tuple[Array, Array]:
     """The unit gradient, or a random unit vector where it is zero; and where it was."""
     zero = is_zero(gradient)
 

@@ -11,7 +11,8 @@ from jacreg_jax.attacks.losses import true_logit
 from jacreg_jax.attacks.result import AttackResult, Norm, choose, distance, is_fooled, spread
 from jacreg_jax.attacks.start import begin, finish, varying
 from jacreg_jax.checks import Bounds
-from jacreg_jax.types import Array, Function
+from jacreg_jax.programs import once
+from jacreg_jax.types import Array, Counter, Function
 
 
 class _Best(NamedTuple):
@@ -22,6 +23,7 @@ class _Best(NamedTuple):
     steps: Array  # [B] int32
 
 
+@once
 def fab(
     f: Function,
     x: ArrayLike,
@@ -95,10 +97,10 @@ def fab(
         mixed = (1 - alpha) * (u + overshoot * from_here) + alpha * (image + overshoot * from_image)
         return jnp.clip(mixed, 0, span)
 
-    def one_target(k: Array, best: _Best) -> _Best:
+    def one_target(k: Counter, best: _Best) -> _Best:
         target = jnp.take(order, start.num_classes - 2 - k, axis=1)
 
-        def body(i: Array, carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
+        def body(i: Counter, carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
             u, best = step(carry[0], target), carry[1]
             fooled = is_fooled(start.f(low + u), label)
             length = distance(u - image, norm)

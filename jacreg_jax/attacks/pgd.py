@@ -1,5 +1,7 @@
 """Projected gradient descent in an L-infinity or L2 ball, one compiled loop."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +14,13 @@ from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import AttackResult, Norm, spread
 from jacreg_jax.attacks.start import begin, finish
 from jacreg_jax.checks import Bounds
+from jacreg_jax.concrete import look
 from jacreg_jax.keys import check_key
-from jacreg_jax.types import Array, Function
+from jacreg_jax.programs import once
+from jacreg_jax.types import Array, Counter, Function
 
 
+@once
 def pgd(
     f: Function,
     x: ArrayLike,
@@ -74,7 +79,7 @@ def pgd(
     if random_start:
         start = project(image + random_in_ball(begun.keys, image, epsilon, norm), image, epsilon, norm, within)
 
-    def step(_: Array, x_adv: Array) -> Array:
+    def step(_: Counter, x_adv: Array) -> Array:
         direction = ascent_direction(loss_gradient(f, x_adv, label, loss), norm)
         return project(x_adv + spread(step_size, image) * direction, image, epsilon, norm, within)
 
@@ -84,8 +89,9 @@ def pgd(
 
 def _check_moves(step_size: ArrayLike, epsilon: ArrayLike) -> None:
     """ValueError for steps of size 0 in a ball that is no point: nothing would be tried."""
-    if isinstance(step_size, jax.core.Tracer):
-        return
-    is_point = False if isinstance(epsilon, jax.core.Tracer) else np.asarray(epsilon) == 0
-    if np.any((np.asarray(step_size) == 0) & ~np.asarray(is_point)):
-        raise ValueError(f"step_size must be above 0 where epsilon is, got {step_size}")
+
+    def test(step_size: Any, epsilon: Any) -> None:
+        if np.any((step_size == 0) & (epsilon != 0)):
+            raise ValueError(f"step_size must be above 0 where epsilon is, got {step_size}")
+
+    look(test, step_size, epsilon)

@@ -19,11 +19,13 @@ from jacreg_jax.attacks.result import AttackResult, choose, is_fooled, spread
 from jacreg_jax.attacks.start import Start, begin, finish
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import check_key, normal_like
+from jacreg_jax.programs import once
 from jacreg_jax.types import Array, Function
 
 _Scan: TypeAlias = tuple[Array, Array, Array, Array]  # magnitude or step, images, steps, done
 
 
+@once
 def white_noise_distance(
     f: Function,
     x: ArrayLike,
@@ -67,6 +69,7 @@ def white_noise_distance(
     return _first_hit(start, candidate, num_steps, start.none())
 
 
+@once
 def fgsm_distance(
     f: Function,
     x: ArrayLike,
@@ -111,6 +114,7 @@ def fgsm_distance(
     return _first_hit(start, candidate, num_steps, is_zero(gradient))
 
 
+@once
 def pgd_distance(
     f: Function,
     x: ArrayLike,

@@ -16,7 +16,8 @@ from jacreg_jax.attacks.result import AttackResult, Norm, choose, distance, is_f
 from jacreg_jax.attacks.start import Start, begin, finish
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import check_key
-from jacreg_jax.types import Array, Function
+from jacreg_jax.programs import once
+from jacreg_jax.types import Array, Counter, Function
 
 _Sides: TypeAlias = "np.ndarray[Any, np.dtype[np.int64]]"  # of the square of every query
 _Begin: TypeAlias = Callable[[Array], Array]  # keys [B] -> first images
@@ -27,6 +28,7 @@ _Propose: TypeAlias = Callable[[Array, Array, Array], Array]  # images, number o
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 
 
+@once
 def square(
     f: Function,
     x: ArrayLike,
@@ -173,7 +175,7 @@ def _linf(start: Start, radius: Array, num_queries: int, initial_share: float) -
         stripes = jax.vmap(lambda k: _signs(k, (1, image[1], channels), x.dtype))(keys)
         return within(x + radius * canvas.read(jnp.broadcast_to(stripes, (len(x), *image, channels))))
 
-    def propose(x_adv: Array, i: Array, keys: Array) -> Array:
+    def propose(x_adv: Array, i: Counter, keys: Array) -> Array:
         def change(key: Array) -> Array:
             where, which = jax.random.split(key)
             window, _ = _window(where, jnp.asarray(sizes, jnp.int32)[i], image)
@@ -217,7 +219,7 @@ def _l2(start: Start, radius: Array, num_queries: int, initial_share: float) -> 
 
         return on_sphere(jax.vmap(draw)(keys))
 
-    def propose(x_adv: Array, i: Array, keys: Array) -> Array:
+    def propose(x_adv: Array, i: Counter, keys: Array) -> Array:
         spare = jnp.maximum(radius**2 - spread(distance(x_adv - x, "l2"), x) ** 2, 0).reshape(-1, 1, 1, 1)
 
         def change(delta: Array, spare: Array, key: Array) -> Array:

@@ -44,7 +44,7 @@ class Start(NamedTuple):
         return jnp.clip(x_adv, *self.bounds)
 
     def full(self, value: Any, dtype: Any) -> Array:
-        """[B] of one value, or of B; inside shard_map it varies over the mesh as the samples do, as carries of loops must."""
+        """[B] of one value, or of B; inside shard_map it varies over the mesh as the samples do, so that loops may."""
         return varying(jnp.broadcast_to(jnp.asarray(value, dtype), (len(self.x),)), self.clean_correct)
 
     def none(self) -> Array:

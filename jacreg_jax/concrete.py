@@ -1,0 +1,57 @@
+"""Tests of concrete values, and what a trace leaves of them.
+
+Under `jax.jit` values are not concrete. A wrapper that holds the concrete arrays, such as `evaluation.run_attack`, asks
+for the tests that the trace could not make (`deferred`) and makes them itself, with the same words.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+Test: TypeAlias = Callable[..., None]  # raises for bad concrete values
+Deferred: TypeAlias = Callable[[Mapping[str, Any]], None]  # raises for a bad one among the values by name
+
+
+class _Deferred:
+    """Names of the watched tracers, and the tests that met them: functions of all concrete values by name."""
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self.names = {id(a): name for name, a in arguments.items() if isinstance(a, jax.core.Tracer)}
+        self.tests: list[Deferred] = []
+
+
+_watched: ContextVar[_Deferred | None] = ContextVar("watched", default=None)
+
+
+@contextmanager
+def deferred(arguments: Mapping[str, Any]) -> Iterator[list[Deferred]]:
+    """Collect what a trace cannot check: the list fills with tests of the concrete values by name.
+
+    Args:
+        arguments: the tracers by name.
+    """
+    watch = _Deferred(arguments)
+    token = _watched.set(watch)
+    try:
+        yield watch.tests
+    finally:
+        _watched.reset(token)
+
+
+def look(test: Test, *values: Any) -> None:
+    """Test concrete values; leave the test to whoever watches the traced ones among them."""
+    names = dict.fromkeys(id(v) for v in values if isinstance(v, jax.core.Tracer))
+    if not names:
+        test(*map(np.asarray, values))
+        return
+    watch = _watched.get()
+    if watch is not None and names.keys() <= watch.names.keys():
+        given = [watch.names.get(id(v), v) for v in values]
+        is_name = [isinstance(v, jax.core.Tracer) for v in values]
+        watch.tests.append(
+            lambda whole: test(*(np.asarray(whole[g] if n else g) for g, n in zip(given, is_name, strict=True)))
+        )
