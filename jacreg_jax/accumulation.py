@@ -35,9 +35,10 @@ def every(period: int, rare: Loss, usual: Loss) -> Loss:
 
     Example:
         >>> constant = lambda value: lambda params, state, batch, keys: (value * params, ({}, {}))
-        >>> from types import SimpleNamespace
+        >>> from jacreg_jax import training
         >>> loss = every(2, constant(5.0), constant(1.0))
-        >>> [float(loss(jnp.float32(1), SimpleNamespace(step=jnp.int32(t)), None, None)[0]) for t in range(3)]
+        >>> state = training.init_state(jnp.float32(1), training.sgd(0.1), jax.random.key(0))
+        >>> [float(loss(state.params, state._replace(step=jnp.int32(t)), None, None)[0]) for t in range(3)]
         [5.0, 1.0, 5.0]
     """
     checks.count("period", period)

@@ -39,10 +39,17 @@ class Activation(NamedTuple):
 
 
 def activation_from(sigma: ElementWise) -> Activation:
-    """The activation and its derivatives by automatic differentiation; sigma maps scalars to scalars.
+    """The activation and its derivatives by automatic differentiation.
+
+    Args:
+        sigma: maps scalars to scalars.
 
     Raises:
         ValueError: sigma does not give a scalar for a scalar.
+
+    Example:
+        >>> float(activation_from(jnp.sin).first(jnp.zeros(1))[0])
+        1.0
     """
     shape = jax.eval_shape(sigma, jnp.zeros(())).shape
     if shape != ():
@@ -62,7 +69,18 @@ SOFTPLUS = Activation(jax.nn.softplus, jax.nn.sigmoid, lambda x: jax.nn.sigmoid(
 def perceptron(
     params: Layers, x: Float[Array, "B n"], activation: Activation = TANH, *, last: Activation = IDENTITY
 ) -> Float[Array, "B C"]:
-    """z^(L), [B, C], of weights and biases [(W [n_out, n_in], b [n_out]), ...] and x [B, n_0]."""
+    """z^(L), [B, C], of weights and biases [(W [n_out, n_in], b [n_out]), ...] and x [B, n_0].
+
+    Args:
+        params: first layer first.
+        x: [B, n_0].
+        activation: of the hidden layers.
+        last: of the last layer.
+
+    Example:
+        >>> perceptron([(jnp.eye(2), jnp.ones(2))], jnp.zeros((1, 2)))
+        Array([[1., 1.]], dtype=float32)
+    """
     for (weight, bias), sigma in zip(params, _activations(params, activation, last), strict=True):
         x = sigma.value(x @ weight.T + bias[None])
     return x
@@ -95,7 +113,14 @@ def penalty_and_grad(
         (penalty, gradient): a scalar and a list like params. The loss takes (lambda_jr / 2) of both.
 
     Raises:
+        TypeError: key is not a typed key where num_projections is given.
         ValueError: layers that do not fit together, x that does not fit the first, or an activation of another kind.
+
+    Example:
+        >>> penalty, gradient = penalty_and_grad([(2 * jnp.eye(2), jnp.zeros(2))], jnp.ones((1, 2)))
+        >>> float(penalty), gradient[0][0]
+        (8.0, Array([[4., 0.],
+               [0., 4.]], dtype=float32))
 
     Reference: Hoffman, Roberts, Yaida (2019), Eqs. 17-30, in the form above.
     """
@@ -142,6 +167,10 @@ def cyclopropagated_penalty(
     """Batch mean of ||J||_F^2 whose `jax.grad` in params is the closed form, by `custom_vjp`.
 
     Arguments and errors as for `penalty_and_grad`. It is differentiable in params alone, once.
+
+    Example:
+        >>> float(cyclopropagated_penalty([(2 * jnp.eye(2), jnp.zeros(2))], jnp.ones((1, 2))))
+        8.0
     """
     both = partial(
         penalty_and_grad,

@@ -203,6 +203,12 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
 
     Raises:
         ValueError: not an equinox module.
+
+    Example:
+        >>> import equinox
+        >>> apply, params, model_state = from_equinox(equinox.nn.Linear(3, 2, key=jax.random.key(0)))
+        >>> apply(params, model_state, jnp.ones((1, 3)))[0].shape
+        (1, 2)
     """
     import equinox
 
@@ -263,6 +269,13 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options
 
     Raises:
         ValueError: neither of the two.
+
+    Example:
+        >>> import haiku
+        >>> transformed, x = haiku.transform(lambda x: haiku.Linear(2)(x)), jnp.ones((1, 3))
+        >>> apply, params, model_state = from_haiku(transformed, transformed.init(jax.random.key(0), x))
+        >>> apply(params, model_state, x)[0].shape
+        (1, 2)
     """
     import haiku
 

@@ -39,7 +39,7 @@ def exact_frobenius_sq(
 
     Raises:
         TypeError: x or f(x) is not real floating point.
-        ValueError: unknown mode, chunk_size below 1, an empty batch, or batch sizes that differ.
+        ValueError: unknown mode, chunk_size below 1, or batch sizes that differ.
 
     Example:
         >>> exact_frobenius_sq(lambda x: 3 * x, jnp.ones((2, 4)))
@@ -77,8 +77,8 @@ def projected_frobenius_sq(
 
     Raises:
         TypeError: x or f(x) is not real floating point; key is not a typed key.
-        ValueError: num_projections below 1, or above C for "orthonormal"; unknown probe; an empty batch, or batch
-            sizes that differ.
+        ValueError: num_projections below 1, or above C for "orthonormal"; unknown probe; batch sizes that
+            differ.
 
     Example:
         >>> f, x = lambda x: 3 * x, jnp.ones((2, 4))
@@ -164,7 +164,8 @@ def rows_are_independent(f: Function, x: PyTree, key: jax.Array, *, tolerance: f
 def _distinct_weights(key: jax.Array, batch: int) -> Float[Array, " B"]:
     """+-2^k with -4 <= k < 4, a different one for each of any 16 rows of a random order."""
     place = jax.random.permutation(key, batch) % 16
-    return jnp.where(place < 8, 1.0, -1.0) * 2.0 ** (place % 8 - 4)
+    sizes = jnp.asarray([2.0**k for k in range(-4, 4)])
+    return jnp.where(place < 8, 1.0, -1.0) * sizes[place % 8]
 
 
 def _sum_over_basis(product: Callable[..., Any], rows: Rows, chunk_size: int | None) -> Float[Array, " B"]:

@@ -53,8 +53,15 @@ def normal_like(key: jax.Array, x: jax.Array) -> jax.Array:
         key: typed key, or B of them.
         x: [B, ...].
 
+    Returns:
+        [B, ...].
+
     Raises:
         TypeError, ValueError: as `sample_keys`.
+
+    Example:
+        >>> normal_like(jax.random.key(0), jnp.zeros((2, 4))).shape
+        (2, 4)
     """
     return jax.vmap(lambda k, x: jax.random.normal(k, x.shape, x.dtype))(sample_keys(key, len(x)), x)
 

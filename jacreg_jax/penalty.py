@@ -9,12 +9,12 @@ import jax.numpy as jnp
 
 from jacreg_jax import checks
 from jacreg_jax.keys import sample_keys
-from jacreg_jax.mean_norm import VJP, MeanAndNorms, mean_exact, mean_projected
+from jacreg_jax.mean_norm import mean_exact, mean_projected
 from jacreg_jax.probes import Probe
 from jacreg_jax.rows import batch_size
 from jacreg_jax.types import Array, Float, Function, PyTree
 
-Reduce = Callable[[PyTree, VJP, PyTree, Any], MeanAndNorms]  # (z, vjp, x, key) -> (mean, norms)
+Reduce = Callable[..., Any]  # (z, vjp, x, key) -> (mean, norms), or another summary
 
 
 def value_and_penalty(
@@ -144,9 +144,10 @@ def standard_error(frobenius_sq: Float[Array, " m"]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.sum(deviation**2) / max(m - 1, 1) / m)
 
 
-def value_and(reduce: Reduce, f: Function, x: PyTree, key: Any, *, has_aux: bool = False) -> tuple[Any, MeanAndNorms]:
+def value_and(reduce: Reduce, f: Function, x: PyTree, key: Any, *, has_aux: bool = False) -> tuple[Any, Any]:
     """(f(x), reduce(z, vjp, x, key)) from one forward pass; with has_aux f(x) is (z, aux)."""
-    batch_size(x)
+    if batch_size(x) == 0:
+        raise ValueError("x must hold at least one sample: an empty batch has no mean")
     if not has_aux:
         z, vjp = jax.vjp(f, x)
         return z, reduce(z, vjp, x, key)

@@ -20,5 +20,6 @@ else:
     Bool = Float = Inexact = Int = Key = Shaped = _Plain
 
 PyTree: TypeAlias = Any  # of arrays
+Counter: TypeAlias = Array | int  # of a loop; an int where jit is disabled
 Function: TypeAlias = Callable[..., Any]  # batched, [B, ...] -> [B, ...], parameters closed over
 Apply: TypeAlias = Callable[..., Any]  # (params, model_state, x, key) -> (output, model_state)

@@ -42,6 +42,7 @@ class ResNet18(nn.Module):
     Attributes:
         num_classes: C.
         variant: "cifar" or "imagenet".
+        width: channels of the first stage; 64 is ResNet-18, less is a narrow one.
         axis_name: mesh axis over which train-mode BatchNorm averages under shard_map and pmap ("data"); not for jit.
         conv_general_dilated: the convolution; `jax.lax.conv_general_dilated` gives XLA's own everywhere.
         max_pool: the pooling; `flax.linen.max_pool` gives XLA's own.
@@ -51,6 +52,7 @@ class ResNet18(nn.Module):
 
     num_classes: int = 10
     variant: Literal["cifar", "imagenet"] = "cifar"
+    width: int = 64
     axis_name: str | None = None
     conv_general_dilated: Callable[..., Any] = conv_general_dilated
     max_pool: Callable[..., Any] = max_pool
@@ -69,12 +71,12 @@ class ResNet18(nn.Module):
         )
         norm = partial(nn.BatchNorm, use_running_average=not train, momentum=0.9, axis_name=self.axis_name)
         if cifar:
-            x = nn.relu(norm()(conv(64, (3, 3), padding=1)(x)))
+            x = nn.relu(norm()(conv(self.width, (3, 3), padding=1)(x)))
         else:
-            x = nn.relu(norm()(conv(64, (7, 7), strides=2, padding=3)(x)))
+            x = nn.relu(norm()(conv(self.width, (7, 7), strides=2, padding=3)(x)))
             x = self.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        for stage, features in enumerate((64, 128, 256, 512)):
+        for stage, features in enumerate(self.width * 2**i for i in range(4)):
             for block in range(2):
                 x = BasicBlock(features, 2 if stage > 0 and block == 0 else 1, conv, norm)(x)
         x = x.mean(axis=(1, 2))
-        return nn.Dense(self.num_classes, kernel_init=torch_kernel, bias_init=torch_bias(512))(x)
+        return nn.Dense(self.num_classes, kernel_init=torch_kernel, bias_init=torch_bias(8 * self.width))(x)

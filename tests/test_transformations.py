@@ -1,0 +1,217 @@
+"""Every public function crossed with the transformations and the settings of JAX: right, or an error that names it.
+
+`CALLS` holds one call of each: x -> a float array [B] or a scalar. Under each transformation the value is that of the
+plain call.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+import jacreg_jax as jr
+from jacreg_jax import accumulation, attacks, certify, masking, penalties, relatives, sharding, supervised, training
+from jacreg_jax.models import LeNet, initialize
+
+KEY = jax.random.key(0)
+W = jax.random.normal(jax.random.key(1), (12, 5)) / 3
+V = jax.random.normal(jax.random.key(2), (5, 4))
+X = jax.random.uniform(jax.random.key(3), (6, 12))
+KEYS = jax.random.split(jax.random.key(4), 6)
+
+
+def f(x):
+    """A smooth network of 12 inputs in [0, 1] and 4 classes, in the dtype of x."""
+    return jnp.tanh(x @ W.astype(x.dtype)) @ V.astype(x.dtype)
+
+
+Y = jnp.argmax(f(X), axis=1).astype(jnp.int32)
+TARGET = jnp.ones((4, 12))
+
+
+def penalty_of(penalty):
+    return lambda x, y, keys: penalty(f, x, y, keys)[1]
+
+
+def loss_of(make, wrap=lambda loss: loss, **options):
+    """Value of a loss in its parameters, which are the input here: x -> loss."""
+    apply = lambda params, state, x, key: (f(x), state)
+
+    def value(x, y, keys):
+        state = training.TrainState({}, (), {}, jnp.zeros((), jnp.int32), KEY)
+        batch = {"image": x, "label": y if make is supervised.classification_loss else f(X)[: len(x)]}
+        return wrap(make(apply, lambda_jr=0.1, **options))({}, state, batch, keys)[0]
+
+    return value
+
+
+# differentiable: x, y, keys -> [B] or scalar
+SMOOTH = {
+    "exact_frobenius_sq": lambda x, y, keys: jr.exact_frobenius_sq(f, x),
+    "exact_frobenius_sq, forward": lambda x, y, keys: jr.exact_frobenius_sq(f, x, mode="forward"),
+    "exact_frobenius_sq, chunks": lambda x, y, keys: jr.exact_frobenius_sq(f, x, chunk_size=3),
+    "projected_frobenius_sq": lambda x, y, keys: jr.projected_frobenius_sq(f, x, keys, num_projections=2),
+    "orthonormal": lambda x, y, keys: jr.projected_frobenius_sq(f, x, keys, num_projections=2, probe="orthonormal"),
+    "value_and_penalty": lambda x, y, keys: jr.value_and_penalty(f, x, keys)[1],
+    "value_and_penalty, n = 3": lambda x, y, keys: jr.value_and_penalty(f, x, keys, num_projections=3)[1],
+    "value_and_penalty, half": lambda x, y, keys: jr.value_and_penalty(f, x, keys, sample_fraction=0.5)[1],
+    "value_and_exact_penalty": lambda x, y, keys: jr.value_and_exact_penalty(f, x)[1],
+    "penalties.projected": penalty_of(penalties.projected(2)),
+    "penalties.exact": penalty_of(penalties.exact()),
+    "penalties.on_part": penalty_of(penalties.on_part(0.5, penalties.exact())),
+    "penalties.of": penalty_of(penalties.of(relatives.noise_consistency, sigma=0.1)),
+    "input_gradient_penalty": lambda x, y, keys: relatives.input_gradient_penalty(f, x, y),
+    "noise_consistency": lambda x, y, keys: relatives.noise_consistency(f, x, keys, sigma=0.1),
+    "first_order_frobenius_sq": lambda x, y, keys: relatives.first_order_frobenius_sq(f, x, keys),
+    "spectral_norm_sq": lambda x, y, keys: relatives.spectral_norm_sq(f, x, keys),
+    "target_jacobian_sq": lambda x, y, keys: relatives.target_jacobian_sq(f, x, TARGET.astype(x.dtype)),
+    "layerwise_frobenius_sq": lambda x, y, keys: relatives.layerwise_frobenius_sq([f, jnp.tanh], x, keys),
+    "centred": lambda x, y, keys: jr.exact_frobenius_sq(relatives.centred(f), x),
+    "classification_loss": loss_of(supervised.classification_loss),
+    "regression_loss": loss_of(supervised.regression_loss, penalty=penalties.exact()),
+    "multi_label_loss": loss_of(supervised.multi_label_loss),
+}
+# not differentiable in the input: values alone
+VALUES = {
+    "rows_are_independent": lambda x, y, keys: jr.rows_are_independent(f, x, keys[0]).astype(jnp.float32),
+    "lazily": loss_of(supervised.classification_loss, lambda loss: accumulation.lazily(2, loss)),
+    "in_parts": loss_of(supervised.classification_loss, lambda loss: accumulation.in_parts(3, loss)),
+    "linearised_margin": lambda x, y, keys: masking.linearised_margin(f, x, y),
+    "interval_radius": lambda x, y, keys: certify.interval_radius(f, x, y),
+    "white_noise": lambda x, y, keys: attacks.white_noise(f, x, y, keys, sigma=0.3).distance,
+    "fgsm": lambda x, y, keys: attacks.fgsm(f, x, y, epsilon=0.1).distance,
+    "pgd": lambda x, y, keys: attacks.pgd(f, x, y, epsilon=0.3, step_size=0.05, num_steps=8).distance,
+    "white_noise_distance": lambda x, y, keys: attacks.white_noise_distance(f, x, y, keys, num_steps=20).distance,
+    "fgsm_distance": lambda x, y, keys: attacks.fgsm_distance(f, x, y, num_steps=60).distance,
+    "pgd_distance": lambda x, y, keys: attacks.pgd_distance(f, x, y, epsilon=0.3, num_steps=30).distance,
+    "ddn": lambda x, y, keys: attacks.ddn(f, x, y, keys, num_steps=20).distance,
+    "fab": lambda x, y, keys: attacks.fab(f, x, y, num_steps=10).distance,
+    "apgd": lambda x, y, keys: attacks.apgd(f, x, y, keys, epsilon=0.3, num_steps=10).distance,
+    "square": lambda x, y, keys: attacks.square(f, x, y, keys, epsilon=0.3, num_queries=30).distance,
+    "carlini_wagner": lambda x, y, keys: (
+        attacks.carlini_wagner(
+            f, x, y, num_steps=20, binary_search_steps=2, learning_rate=0.05, initial_const=1.0
+        ).distance
+    ),
+}
+CALLS = SMOOTH | VALUES
+
+
+@functools.cache
+def plain(name):
+    return np.asarray(jax.jit(CALLS[name])(X, Y, KEYS))
+
+
+def close(found, expected, rtol=2e-4, atol=1e-5):
+    np.testing.assert_allclose(np.asarray(found, np.float64), expected, rtol=rtol, atol=atol)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_jit_remat_and_scan(name):
+    call = CALLS[name]
+    close(jax.jit(jax.checkpoint(call))(X, Y, KEYS), plain(name))
+    over = jax.jit(lambda x: jax.lax.scan(lambda carry, x: (carry, call(x, Y, KEYS)), 0, x)[1])
+    close(over(jnp.stack([X, X])), np.stack([plain(name)] * 2))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_vmap(name):
+    """Over inputs, labels and keys; over inputs alone."""
+    call = CALLS[name]
+    twice = lambda a: jnp.stack([a, a])
+    close(jax.jit(jax.vmap(call))(twice(X), twice(Y), twice(KEYS)), np.stack([plain(name)] * 2))
+
+
+@pytest.mark.parametrize("name", SMOOTH)
+def test_grad_equals_finite_differences(name, x64):
+    """In float64, along a random direction of the input; forward over reverse too."""
+    call = lambda x: jnp.sum(CALLS[name](x, Y, KEYS))
+    x, direction = X.astype(jnp.float64), jnp.cos(jnp.arange(72.0)).reshape(6, 12)
+    if name == "first_order_frobenius_sq":
+        pytest.skip("its gradient in the input is that of parameters by design: x moves with the difference")
+    gradient = jax.jit(jax.grad(call))(x)
+    h = 1e-5
+    numeric = (jax.jit(call)(x + h * direction) - jax.jit(call)(x - h * direction)) / (2 * h)
+    rtol = 2e-2 if name == "spectral_norm_sq" else 1e-6  # the vector is held fixed, 5 iterations short of its limit
+    np.testing.assert_allclose(jnp.vdot(gradient, direction), numeric, rtol=rtol, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_shard_map(name):
+    """Rows over three devices: per-sample results are those of one device, means the mean of the shares'."""
+    mesh = sharding.data_mesh(jax.devices()[:3])
+    is_rows = plain(name).ndim == 1
+    share = lambda x, y, keys: jnp.atleast_1d(CALLS[name](x, y, keys))
+    mapped = jax.shard_map(share, mesh=mesh, in_specs=(P("data"),) * 3, out_specs=P("data"))
+    found = jax.jit(mapped)(X, Y, KEYS)
+    if is_rows:
+        close(found, plain(name))
+    else:
+        shares = [jax.jit(CALLS[name])(X[i : i + 2], Y[i : i + 2], KEYS[i : i + 2]) for i in (0, 2, 4)]
+        if "_loss" not in name and name not in ("lazily", "in_parts"):
+            close(found, shares)
+        assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_without_jit(name):
+    with jax.disable_jit():
+        found = CALLS[name](X[:2], Y[:2], KEYS[:2])
+    expected = jax.jit(CALLS[name])(X[:2], Y[:2], KEYS[:2])
+    close(found, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_settings(name):
+    """Strict dtype promotion, NaN debugging and tracer-leak checks change nothing."""
+    for setting in (
+        {"jax_numpy_dtype_promotion": "strict"},
+        {"jax_debug_nans": True},
+        {"jax_check_tracer_leaks": True},
+    ):
+        (option, value), before = *setting.items(), jax.config._read(*setting)
+        jax.config.update(option, value)
+        try:
+            close(jax.jit(CALLS[name])(X, Y, KEYS), plain(name))
+        finally:
+            jax.config.update(option, before)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_double_precision(name, x64):
+    """A float64 input under x64: finite, and near the value in float32."""
+    found = jax.jit(CALLS[name])(X.astype(jnp.float64), Y, KEYS)
+    assert found.dtype in (jnp.float64, jnp.float32)
+    if name in SMOOTH and name not in ("noise_consistency", "penalties.of"):
+        assert found.dtype == jnp.float64
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("name", CALLS)
+def test_half_precision(name, dtype):
+    """Norms of half precision inputs come in float32, near those of float32."""
+    found = jax.jit(CALLS[name])(X.astype(dtype), Y, KEYS)
+    assert np.isfinite(np.asarray(found, np.float32)).all() or name in VALUES
+    if name in SMOOTH and name != "first_order_frobenius_sq" and "noise" not in name and name != "penalties.of":
+        assert found.dtype == jnp.float32
+        close(found, plain(name), rtol=0.1 if dtype == "bfloat16" else 0.02, atol=0.05)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_other_keys(name):
+    """Keys of the rbg generator, and a scalar key where keys are asked for."""
+    keys = jax.random.split(jax.random.key(4, impl="rbg"), 6)
+    found = jax.jit(CALLS[name])(X, Y, keys)
+    assert found.shape == plain(name).shape
+
+
+def test_le_net_eager_without_jit():
+    """The library's own primitives where jit is disabled."""
+    image = jnp.ones((2, 28, 28, 1))
+    params, _ = initialize(LeNet(), KEY, image)
+    f = lambda x: LeNet().apply({"params": params}, x)
+    with jax.disable_jit():
+        close(jr.projected_frobenius_sq(f, image, KEY), jax.jit(lambda x: jr.projected_frobenius_sq(f, x, KEY))(image))
