@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import chex
 import jax
@@ -51,6 +52,19 @@ def test_models_trained_together_equal_those_trained_alone(options, tmp_path):
     again = next(zoo.train(second, [1], dataclasses.replace(together, together=2)))[1]
     assert again.weights == models[second][1].weights  # from the group's last checkpoint, not trained anew
     assert [path.name for path in run.parent.glob("together-*")] == [run.name]
+
+
+def test_a_model_over_two_devices_is_the_same_and_goes_on(options, tmp_path):
+    recipe = dataclasses.replace(ROWS["Jacobian"], num_steps=20)
+    one = next(zoo.train(recipe, [0], dataclasses.replace(options, runs=tmp_path / "one")))[1]
+    two = dataclasses.replace(options, runs=tmp_path / "two", devices=2)
+    whole = next(zoo.train(recipe, [0], two))[1]
+    chex.assert_trees_all_close(whole.params, one.params, atol=2e-5)
+    path = zoo.model_path(recipe, 0, two)
+    path.unlink()
+    shutil.rmtree(path.with_suffix("") / "checkpoints" / "20")
+    again = next(zoo.train(recipe, [0], two))[1]  # from step 10
+    chex.assert_trees_all_equal(again.params, whole.params)
 
 
 def test_a_lazy_recipe_trains_alone(tmp_path, monkeypatch):

@@ -161,6 +161,13 @@ def test_unknown_experiment(monkeypatch):
         command_line.main()
 
 
+@pytest.mark.parametrize("option", ["--norms", "--seeds", "--num-steps", "--devices", "--part-size"])
+def test_counts_are_checked(option, capsys):
+    with pytest.raises(SystemExit):
+        command_line.parse("table1", [option, "-1"])
+    assert f"{option.removeprefix('--').replace('-', '_')} must be at least 1, got -1" in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------------------------------------- the numbers
 
 

@@ -35,6 +35,11 @@ class Options:
     """Samples differentiated at once: on CPU 25 are faster than the full batches of few-shot cells, being in the cache.
     The same numbers up to rounding, but dropout draws a mask for each part. None: the whole batch."""
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured(Options):
