@@ -62,9 +62,22 @@ def test_old_models_are_found_again(digest):
 
 def test_old_groups_are_found_again():
     one = [(ROWS["none"].few_shot(1), 0), (ROWS["L2"].few_shot(1), 0)]
-    two = [(ROWS["all"].few_shot(1), 0), (ROWS["all"].few_shot(1), 1)]
     assert record.digest(zoo._config(one, Options())) == "b5e9494053"
-    assert record.digest(zoo._config(two, Options())) == "c8fbc02633"
+
+
+def test_a_run_that_was_begun_with_other_draws_is_not_gone_on_with(tmp_path):
+    """Dropout once shared a key with the first probe: a run half of one and half of the other would be neither."""
+    members = [(ROWS["dropout"].few_shot(1), 0)]
+    now = zoo._config(members, Options())
+    before = {name: value for name, value in now.items() if name != "draws"}
+    record.write_json(tmp_path / "config.json", {"config": before})
+    with (
+        pytest.raises(ValueError, match=r"'draws': \(None, 2\)}. Choose another folder with --runs"),
+        record.run_folder(tmp_path, now),
+    ):
+        pass
+    penalised = [(ROWS["Jacobian"].few_shot(1), 0)]
+    assert "draws" not in zoo._config(penalised, Options()), "probes draw as before"
 
 
 def test_a_recipe_is_written_without_what_stands_where_mnist_has_it():

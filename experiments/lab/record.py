@@ -84,7 +84,7 @@ def slug(name: str) -> str:
     return name.replace(", ", "-").replace(" = ", "").replace(" ", "-")
 
 
-def is_done(path: Path, config: dict) -> bool:
+def is_done(path: Path, config: dict, option: str = "--out") -> bool:
     """Whether path holds the result of this configuration.
 
     Raises:
@@ -99,7 +99,7 @@ def is_done(path: Path, config: dict) -> bool:
     if found != config:
         raise ValueError(
             f"{path} is the result of another configuration; (there, here) of what differs: "
-            f"{difference(found, config)}. Choose another folder with --out, or remove it"
+            f"{difference(found, config)}. Choose another folder with {option}, or remove it"
         )
     return True
 
@@ -192,7 +192,7 @@ def run_folder(folder: Path, config: dict):
         ValueError: it is the run of another configuration.
     """
     with lock(folder):
-        if not is_done(folder / "config.json", config):
+        if not is_done(folder / "config.json", config, "--runs"):
             write_json(folder / "config.json", {"config": config, "environment": environment()})
         yield
 

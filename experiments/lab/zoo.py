@@ -124,10 +124,17 @@ def _run_folder(members: Sequence[tuple[Recipe, int]], options: Options, watch: 
 
 
 def _config(members: Sequence[tuple[Recipe, int]], options: Options) -> dict:
-    """What the numbers of a run depend on; of a group, who trains together."""
+    """What the numbers of a run depend on; of a group, who trains together.
+
+    draws, where a model draws more than probes: 2 since dropout and the penalised part have a key of their own. A run
+    without it was begun when they shared that of the first probe, and is not gone on with.
+    """
     config = {"members": [{"recipe": recipe.config(), "seed": seed} for recipe, seed in members]}
-    drops = any(recipe.dropout_rate for recipe, _ in members)
-    return config | ({"part_size": options.part_size} if drops else {})
+    if any(recipe.dropout_rate for recipe, _ in members):
+        config["part_size"] = options.part_size
+    if any(recipe.dropout_rate or recipe.sample_fraction < 1 for recipe, _ in members):
+        config["draws"] = 2
+    return config
 
 
 def _unfinished(recipe: Recipe, seed: int, options: Options) -> list[tuple[Recipe, int]]:
