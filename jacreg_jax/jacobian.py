@@ -16,10 +16,12 @@ import jax.numpy as jnp
 
 from jacreg_jax import checks
 from jacreg_jax.probes import Probe, sample_probes
+from jacreg_jax.programs import once
 from jacreg_jax.rows import Rows, batch_size, chunked, sum_sq
 from jacreg_jax.types import Array, Bool, Float, Function, PyTree
 
 
+@once
 def exact_frobenius_sq(
     f: Function, x: PyTree, *, mode: Literal["auto", "reverse", "forward"] = "auto", chunk_size: int | None = None
 ) -> Float[Array, " B"]:

@@ -1,8 +1,8 @@
 """Where randomness comes from: one typed key for each sample, and a stream of its own for everything that draws.
 
 The key of a sample depends on its row alone, so that its noise is the same alone, in a batch, and on any number of
-devices. In a training step the rows' own keys draw the probes; `model_key` and `perturbation_keys` fold them once more,
-so that no two draws share a key.
+devices. In a training step the rows' own keys draw the probes or the noise of the penalty; the others fold them once
+more, so that no two draws share a key.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-_PERTURBATION = 1
+_PERTURBATION, _MODEL, _PART = 1, 2, 3
 
 
 def sample_keys(key: jax.Array, batch: int) -> jax.Array:
@@ -68,7 +68,12 @@ def normal_like(key: jax.Array, x: jax.Array) -> jax.Array:
 
 def model_key(keys: jax.Array) -> jax.Array:
     """The key that the model of a training step draws from, such as its dropout mask; keys [B] of the rows."""
-    return keys[0]
+    return jax.random.fold_in(keys[0], _MODEL)
+
+
+def part_key(keys: jax.Array) -> jax.Array:
+    """The key that draws which rows are penalised; keys [B] of the rows."""
+    return jax.random.fold_in(keys[0], _PART)
 
 
 def perturbation_keys(keys: jax.Array) -> jax.Array:

