@@ -109,6 +109,11 @@ class _Canvas(NamedTuple):
     image: tuple[int, int]
     channels: int
 
+    @property
+    def is_image(self) -> bool:
+        """Whether neighbours in the sample are neighbours here, all of them its own."""
+        return len(self.sample) in (2, 3) and self.image == self.sample[:2]
+
     @classmethod
     def of(cls, x: Array, norm: Norm) -> "_Canvas":
         """In L2 at least 5 x 5, the least that its grid of bumps needs."""
@@ -150,12 +155,17 @@ def _sizes(num_queries: int, initial_share: float, image: tuple[int, int], norm:
     return np.asarray(np.minimum(sides, min(image)))
 
 
-def _window(key: Array, side: Array, image: tuple[int, ...]) -> tuple[Array, Array]:
-    """[H, W] bool: a square of this side at a random place; and its upper left corner."""
-    places = jax.random.randint(key, (2,), 0, jnp.maximum(jnp.asarray(image, jnp.int32) - side + 1, 1), jnp.int32)
-    at = [jnp.arange(n, dtype=jnp.int32) for n in image]
-    inside = [(a >= p) & (a < p + side) for a, p in zip(at, places, strict=True)]
-    return inside[0][:, None] & inside[1][None, :], places
+def _window(key: Array, side: Array, canvas: _Canvas) -> tuple[Array, Array]:
+    """[H, W] bool: a square of this side at a random place; and its upper left corner.
+
+    On images the last place of each axis is left out, as in the reference code; a row of features has all of them.
+    """
+    size = jnp.asarray(canvas.image, jnp.int32)
+    places = size - side + (0 if canvas.is_image else 1)
+    corner = jax.random.randint(key, (2,), 0, jnp.maximum(places, 1), jnp.int32)
+    at = [jnp.arange(n, dtype=jnp.int32) for n in canvas.image]
+    inside = [(a >= c) & (a < c + side) for a, c in zip(at, corner, strict=True)]
+    return inside[0][:, None] & inside[1][None, :], corner
 
 
 def _signs(key: Array, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -178,7 +188,7 @@ def _linf(start: Start, radius: Array, num_queries: int, initial_share: float) -
     def propose(x_adv: Array, i: Counter, keys: Array) -> Array:
         def change(key: Array) -> Array:
             where, which = jax.random.split(key)
-            window, _ = _window(where, jnp.asarray(sizes, jnp.int32)[i], image)
+            window, _ = _window(where, jnp.asarray(sizes, jnp.int32)[i], canvas)
             return jnp.where(window[:, :, None], _signs(which, (1, 1, channels), x.dtype), 0)
 
         return within(x_adv + 2 * radius * canvas.read(jax.vmap(change)(keys)))
@@ -201,21 +211,21 @@ def _l2(start: Start, radius: Array, num_queries: int, initial_share: float) -> 
 
     def begin(keys: Array) -> Array:
         side = min(image) // 5
-        first = [n % side // 2 for n in image]
+        rows, columns = (n // side for n in image)
+        names = jnp.arange(rows, dtype=jnp.int32)[:, None] * image[1] + jnp.arange(columns, dtype=jnp.int32)[None]
+        margins = [(n % side // 2, n % side - n % side // 2) for n in image]
         tile = jnp.asarray(_bump(side), x.dtype)
 
+        def one_bump(key: Array) -> Array:
+            turn, sign = jax.random.split(key)
+            return tile[jax.random.randint(turn, (), 0, 2, jnp.int32)][:, :, None] * _signs(
+                sign, (1, 1, channels), x.dtype
+            )
+
         def draw(key: Array) -> Array:
-            delta = jnp.zeros((*image, channels), x.dtype)
-            for row in range(image[0] // side):
-                for column in range(image[1] // side):
-                    k = jax.random.fold_in(key, row * image[1] + column)
-                    turn, sign = jax.random.split(k)
-                    at = [f + side * n for f, n in zip(first, (row, column), strict=True)]
-                    bump = tile[jax.random.randint(turn, (), 0, 2, jnp.int32)][:, :, None] * _signs(
-                        sign, (1, 1, channels), x.dtype
-                    )
-                    delta = delta.at[at[0] : at[0] + side, at[1] : at[1] + side].add(bump)
-            return delta
+            bumps = jax.vmap(lambda name: one_bump(jax.random.fold_in(key, name)))(names.ravel())
+            grid = bumps.reshape(rows, columns, side, side, channels).swapaxes(1, 2)
+            return jnp.pad(grid.reshape(rows * side, columns * side, channels), (*margins, (0, 0)))
 
         return on_sphere(jax.vmap(draw)(keys))
 
@@ -225,8 +235,8 @@ def _l2(start: Start, radius: Array, num_queries: int, initial_share: float) -> 
         def change(delta: Array, spare: Array, key: Array) -> Array:
             first, second, turn, sign = jax.random.split(key, 4)
             side = jnp.asarray(sizes, jnp.int32)[i]
-            window, place = _window(first, side, image)
-            other, _ = _window(second, side, image)
+            window, place = _window(first, side, canvas)
+            other, _ = _window(second, side, canvas)
 
             def norm(mask: Array) -> Array:
                 return jnp.sqrt(jnp.sum(jnp.where(mask[:, :, None], delta, 0) ** 2, axis=(0, 1), keepdims=True))
