@@ -45,7 +45,9 @@ def map_batches(
             raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
     lengths = [len(a) for a in every.values()]
     if len(set(lengths)) != 1 or lengths[0] == 0:
-        raise ValueError(f"arrays must hold the same number of samples, at least one; got {lengths}")
+        *first, last = every
+        names = f"{', '.join(first)} and {last}" if first else last
+        raise ValueError(f"{names} must hold the same number of samples, at least one; got {lengths}")
     n = lengths[0]
     batch_size = min(checks.count("batch_size", batch_size), 1 << (n - 1).bit_length())
 

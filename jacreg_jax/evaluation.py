@@ -204,6 +204,8 @@ def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
     for name, a in (("x", x), ("y", y)):
         if not hasattr(a, "shape") or len(a.shape) == 0:
             raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
+    if len(x) != len(y):
+        raise ValueError(f"x and y must hold the same number of samples, got {len(x)} and {len(y)}")
     return x, y, sample_keys(key, len(x))
 
 

@@ -3,6 +3,8 @@
 import ctypes
 import sys
 
+from jacreg_jax import checks
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # names of glibc's malloc.h
 
 
@@ -23,7 +25,8 @@ def keep_freed_memory(limit: int = 2**30) -> bool:
     Raises:
         ValueError: limit out of range.
     """
-    if not 0 < limit < 2**31:
+    checks.count("limit", limit)
+    if limit >= 2**31:
         raise ValueError(f"limit must be between 1 and 2**31 - 1 bytes, got {limit}")
     if not sys.platform.startswith("linux"):
         return False

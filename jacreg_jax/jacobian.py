@@ -152,6 +152,7 @@ def rows_are_independent(f: Function, x: PyTree, key: jax.Array, *, tolerance: f
         >>> rows_are_independent(lambda x: x - x.mean(0, keepdims=True), jnp.ones((4, 2)), jax.random.key(0)).item()
         False
     """
+    checks.non_negative("tolerance", tolerance)
     inputs = Rows(x, "x")
     z, vjp = jax.vjp(f, x)
     outputs = Rows(z, "f(x)", batch=inputs.batch)

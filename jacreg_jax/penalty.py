@@ -125,12 +125,15 @@ def joint_loss(
         Scalar.
 
     Raises:
-        ValueError: lambda_wd without params.
+        TypeError: a coefficient is not a real number.
+        ValueError: a coefficient is negative or not finite; lambda_wd without params.
 
     Example:
         >>> joint_loss(1.0, jnp.float32(4.0), lambda_jr=0.5)
         Array(2., dtype=float32)
     """
+    checks.non_negative("lambda_jr", lambda_jr)
+    checks.non_negative("lambda_wd", lambda_wd)
     loss = supervised + 0.5 * lambda_jr * penalty
     if params is None:
         if not isinstance(lambda_wd, (int, float)) or lambda_wd != 0:

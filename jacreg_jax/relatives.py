@@ -118,8 +118,9 @@ def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: fl
         Array([36., 36.], dtype=float32)
     """
     checks.positive("step", step)
+    batch = batch_size(x)
     z, vjp = jax.vjp(f, jax.lax.stop_gradient(x))
-    outputs = Rows(z, "f(x)", batch=batch_size(x))
+    outputs = Rows(z, "f(x)", batch=batch)
     v = sample_probes(key, outputs.batch, outputs.size, 1, "sphere")[:, 0]
     g = jax.lax.stop_gradient(vjp(outputs.unravel(v))[0])
     length = jnp.sqrt(sum_sq(g))
@@ -157,9 +158,9 @@ def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: 
     Reference: Johansson et al. (2022), https://arxiv.org/abs/2206.13581.
     """
     checks.count("num_iterations", num_iterations)
-    fixed = jax.lax.stop_gradient(x)
+    batch, fixed = batch_size(x), jax.lax.stop_gradient(x)
     z, vjp = jax.vjp(f, x)
-    outputs = Rows(z, "f(x)", batch=batch_size(x))
+    outputs = Rows(z, "f(x)", batch=batch)
     unit = lambda u: u / jnp.maximum(jnp.linalg.norm(u, axis=1, keepdims=True), 1e-30)
 
     def iterate(_: Any, u: Array) -> Array:
@@ -198,6 +199,7 @@ def target_jacobian_sq(
     """
     if not hasattr(x, "shape"):
         raise TypeError(f"x must be one array [B, ...], got {type(x).__name__}")
+    batch_size(x)
     z = jax.eval_shape(f, x)
     shape = (*z.shape, *x.shape[1:])
     if jnp.shape(target) not in (shape, shape[1:]):

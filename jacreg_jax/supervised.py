@@ -121,8 +121,9 @@ def supervised_loss(
     """
     penalty = projected() if penalty is None else penalty
     preprocess = (lambda raw: raw) if preprocess is None else preprocess
-    functions = {"apply": apply, "objective": objective, "penalty": penalty, "preprocess": preprocess}
-    for name, function in functions.items() | ({("perturb", perturb)} if perturb is not None else set()):
+    functions: dict[str, Any] = {"apply": apply, "objective": objective, "penalty": penalty, "preprocess": preprocess}
+    functions |= {} if perturb is None else {"perturb": perturb}
+    for name, function in functions.items():
         if not callable(function):
             raise TypeError(f"{name} must be callable, got {type(function).__name__}")
     if not callable(lambda_jr):
@@ -274,6 +275,8 @@ def binary_cross_entropy(z: Float[Array, "B *C"], batch: Batch) -> tuple[Float[A
 def _label(batch: Batch, shape: tuple[int, ...] | None = None) -> Array:
     if "label" not in batch:
         raise ValueError(f"batch must hold 'label', got {sorted(batch)}")
+    if not hasattr(batch["label"], "shape") or not hasattr(batch["label"], "dtype"):
+        raise TypeError(f"label must be an array, got {type(batch['label']).__name__}")
     label = jnp.asarray(batch["label"])
     if shape is not None and label.shape != shape:
         raise ValueError(f"label must have the shape of the output, {shape}, got {label.shape}")

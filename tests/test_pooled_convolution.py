@@ -173,7 +173,7 @@ def test_errors():
     for f in (conv_max_pool, lax_conv_max_pool):
         with pytest.raises(ValueError, match=r"x must be \[C, H, W, B\] and w \[kh, kw, C, O\], got"):
             f(x, jnp.ones((3, 3, 1, 4)))
-        with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        with pytest.raises(ValueError, match="window must be an integer of at least 1, got 0"):
             f(x, w, window=0)
         with pytest.raises(ValueError, match="no window of 5 fits"):
             f(x, w, window=5)

@@ -113,7 +113,8 @@ def apgd(
     checks.fraction("rho", rho)
     start = begin(f, x, y, bounds, key=key, norm=norm, epsilon=epsilon)
     num_steps, num_restarts = checks.count("num_steps", num_steps), checks.count("num_restarts", num_restarts)
-    num_targets = min(checks.count("num_targets", num_targets), start.num_classes - 1) if loss == "targeted" else 1
+    checks.count("num_targets", num_targets)
+    num_targets = min(num_targets, start.num_classes - 1) if loss == "targeted" else 1
     if start.num_classes < _LEAST_CLASSES[loss]:
         raise ValueError(f"loss {loss!r} needs at least {_LEAST_CLASSES[loss]} classes, f gives {start.num_classes}")
     order = jnp.argsort(start.logits, axis=1)

@@ -35,12 +35,17 @@ def standard_ensemble(
     Returns:
         {"apgd-ce": ..., "apgd-t": ..., "fab-t": ..., "square": ...}.
 
+    Raises:
+        ValueError: unknown norm, or num_queries below 1.
+
     Example:
         >>> list(standard_ensemble(norm="l2"))
         ['apgd-ce', 'apgd-t', 'fab-t', 'square']
 
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
+    checks.one_of("norm", norm, ("linf", "l2"))
+    checks.count("num_queries", num_queries)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds}
     return {
         "apgd-ce": partial(_at, apgd, options),
@@ -132,4 +137,4 @@ def _first(old: AttackResult, new: AttackResult) -> AttackResult:
         rows = old.success.reshape(-1, *(1,) * (old_leaf.ndim - 1))
         return jnp.where(rows, old_leaf, new_leaf)
 
-    return AttackResult(*map(keep, old, new))
+    return AttackResult(*map(keep, old, new))._replace(grad_zero=old.grad_zero | new.grad_zero)

@@ -113,7 +113,7 @@ def _data_folder(data_dir: str | os.PathLike[str] | None) -> tuple[Path, bool]:
 
 
 def _parse_split(split: str) -> tuple[str, str | None, str | None]:
-    match = re.fullmatch(r"(train|test)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split)
+    match = re.fullmatch(r"(train|test)(?:\[(-?\d+%?)?:(-?\d+%?)?\])?", split) if isinstance(split, str) else None
     if not match:
         raise ValueError(f"split must be 'train' or 'test', or a slice such as 'train[:1000]', got {split!r}")
     name, start, stop = match.groups()

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jacreg_jax import checks
 from jacreg_jax.types import Function
 
 Pixels: TypeAlias = Any  # numpy or jax array
@@ -106,11 +107,13 @@ def resize_bilinear(images: Pixels, size: int | tuple[int, int]) -> Pixels:
         TypeError: images is neither uint8 nor float.
         ValueError: images does not have four axes, or size is below 1.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, tuple) else (size, size)
+    if not hasattr(images, "ndim"):
+        raise TypeError(f"images must be an array [N, H, W, C], got {type(images).__name__}")
     if images.ndim != 4:
         raise ValueError(f"images must be [N, H, W, C], got shape {images.shape}")
-    if height < 1 or width < 1:
-        raise ValueError(f"size must be at least 1, got {size}")
+    for length in (height, width):
+        checks.count("size", length)
     is_bytes = images.dtype == np.uint8
     if not is_bytes:
         _require_float(images, "images")

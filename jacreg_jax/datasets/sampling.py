@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from jacreg_jax import checks
+
 
 def few_shot(labels: Any, samples_per_class: int, seed: int) -> np.ndarray:
     """Indices of a random subset that holds the same number of samples of every class.
@@ -24,8 +26,7 @@ def few_shot(labels: Any, samples_per_class: int, seed: int) -> np.ndarray:
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"labels must be a non-empty vector [N], got shape {labels.shape}")
-    if samples_per_class < 1:
-        raise ValueError(f"samples_per_class must be at least 1, got {samples_per_class}")
+    checks.count("samples_per_class", samples_per_class)
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < samples_per_class:
         raise ValueError(

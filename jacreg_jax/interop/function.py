@@ -48,7 +48,7 @@ def from_function(f: Callable[[PyTree, Any], Any], params: PyTree) -> Functional
     return Functional(apply, params, {}, apply, apply, apply, lambda params, state: partial(f, params))
 
 
-def require(holds: bool, expected: str, model: Any) -> None:
+def require(holds: bool, expected: str, model: Any, name: str = "model") -> None:
     """ValueError that names what came, unless the model is what is expected."""
     if not holds:
-        raise ValueError(f"model must be a {expected}, got {type(model).__module__}.{type(model).__name__}")
+        raise ValueError(f"{name} must be a {expected}, got {type(model).__module__}.{type(model).__name__}")

@@ -34,7 +34,7 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options
     import haiku
 
     stateful = isinstance(transformed, haiku.TransformedWithState)
-    require(stateful or isinstance(transformed, haiku.Transformed), "haiku.Transformed", transformed)
+    require(stateful or isinstance(transformed, haiku.Transformed), "haiku.Transformed", transformed, "transformed")
 
     def call(params: PyTree, state: PyTree, x: Any, key: Any = None, **mode: Any) -> tuple[Any, PyTree]:
         if stateful:

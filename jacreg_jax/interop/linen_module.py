@@ -27,7 +27,7 @@ def from_linen(module: Any, variables: Any, **options: Any) -> Functional:
     """
     from flax import linen
 
-    require(isinstance(module, linen.Module), "flax.linen.Module", module)
+    require(isinstance(module, linen.Module), "flax.linen.Module", module, "module")
     if "params" not in variables:
         raise ValueError(f"variables must hold 'params', got {sorted(variables)}")
     from jacreg_jax.models import apply as linen_apply

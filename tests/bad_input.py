@@ -1,0 +1,529 @@
+"""Wrong calls of every public function: a right call, and for each argument values that it must refuse.
+
+The tests make each of them; `python -m experiments.report` writes what the library answers into docs/errors.md.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import jacreg_jax as jr
+from jacreg_jax import (
+    accumulation,
+    adversarial_training,
+    attacks,
+    certify,
+    convolution,
+    cyclopropagation,
+    datasets,
+    decision_cells,
+    evaluation,
+    host_memory,
+    interop,
+    keys,
+    masking,
+    penalties,
+    pooled_convolution,
+    probes,
+    relatives,
+    schedules,
+    sharding,
+    supervised,
+    training,
+)
+
+NAN, INF = float("nan"), float("inf")
+KEY = jax.random.key(0)
+W = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
+X = jnp.asarray(np.random.default_rng(1).uniform(size=(5, 6)), jnp.float32)
+IMAGES = jnp.asarray(np.random.default_rng(2).uniform(size=(5, 6, 6, 1)), jnp.float32)
+
+
+def f(x):
+    """4 classes of 6 inputs, or of an image of 6 x 6."""
+    return jnp.tanh(x.reshape(len(x), -1)[:, :6] @ W.astype(x.dtype))
+
+
+Y = jnp.argmax(f(X), axis=1).astype(jnp.int32)
+YI = jnp.argmax(f(IMAGES), axis=1).astype(jnp.int32)
+APPLY = lambda params, state, x, key: (x @ params, state)
+LAYERS = [(jnp.ones((4, 6)), jnp.ones(4))]
+
+# what each kind of argument must refuse: name -> value
+COUNT = {"0": 0, "-1": -1, "1.5": 1.5, "True": True, "'2'": "2", "NaN": NAN}
+KINDS: dict[str, dict[str, Any]] = {
+    "count": COUNT | {"None": None},
+    "optional count": COUNT,
+    "not below 0": {"-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1", "None": None},
+    "above 0": {"0": 0.0, "-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1", "None": None},
+    "part of 1": {"-0.1": -0.1, "1.5": 1.5, "NaN": NAN, "infinity": INF, "'1'": "1"},
+    "choice": {"'nothing'": "nothing", "None": None, "3": 3, "''": ""},
+    "key": {
+        "None": None,
+        "0": 0,
+        "two raw words": np.zeros(2, np.uint32),
+        "2 keys for 5 rows": jax.random.split(KEY, 2),
+    },
+    "one key": {"None": None, "0": 0, "two raw words": np.zeros(2, np.uint32), "a float": 1.0},
+    "x": {
+        "a list": [[1.0, 2.0]],
+        "a word": "image",
+        "None": None,
+        "integers": np.ones((5, 6), np.int32),
+        "bools": np.ones((5, 6), bool),
+        "complex": np.ones((5, 6), np.complex64),
+        "a scalar": np.float32(1.0),
+    },
+    "labels": {
+        "a column": Y[:, None],
+        "one too few": Y[:4],
+        "floats": Y.astype(jnp.float32),
+        "-1": Y.at[0].set(-1),
+        "C": Y.at[0].set(4),
+        "None": None,
+    },
+    "bounds": {"reversed": (1.0, 0.0), "NaN": (0.0, NAN), "one number": 0.5, "three": (0, 1, 2), "words": ("a", "b")},
+    "function": {"None": None, "3": 3, "a word": "tanh", "a list": [], "an array": np.ones(3)},
+}
+
+
+class Spec(NamedTuple):
+    """A right call, function(**arguments), and the kind of each argument that is tried."""
+
+    function: Callable[..., Any]
+    arguments: dict[str, Any]
+    kinds: dict[str, str]
+
+
+def spec(function, arguments, /, **kinds):
+    """A Spec by keywords."""
+    return Spec(function, arguments, kinds)
+
+
+FX, FXK, FXY = {"f": f, "x": X}, {"f": f, "x": X, "key": KEY}, {"f": f, "x": X, "y": Y}
+FXYK = FXY | {"key": KEY}
+XK, XYK = {"x": "x", "key": "key"}, {"x": "x", "y": "labels", "key": "key", "bounds": "bounds"}
+XY = {"x": "x", "y": "labels", "bounds": "bounds"}
+IMAGE = {"f": f, "x": IMAGES, "y": YI, "key": KEY}
+LOSS = {"penalty": "function", "lambda_jr": "not below 0", "preprocess": "function", "perturb": "function"}
+_BASE_LOSS = {"apply": APPLY, "penalty": penalties.exact(), "lambda_jr": 0.1, "preprocess": jnp.tanh, "perturb": None}
+
+SPECS: dict[str, Spec] = {
+    "exact_frobenius_sq": spec(jr.exact_frobenius_sq, FX, x="x", mode="choice", chunk_size="optional count"),
+    "projected_frobenius_sq": spec(jr.projected_frobenius_sq, FXK, **XK, num_projections="count", probe="choice"),
+    "rows_are_independent": spec(jr.rows_are_independent, FXK, x="x", key="one key", tolerance="not below 0"),
+    "projection_variance": spec(
+        jr.projection_variance, {"gram": W.T @ W}, gram="square", num_projections="count", probe="choice"
+    ),
+    "value_and_penalty": spec(
+        jr.value_and_penalty,
+        FXK,
+        **XK,
+        num_projections="count",
+        probe="choice",
+        sample_fraction="part of 1",
+        chunk_size="optional count",
+    ),
+    "value_and_exact_penalty": spec(jr.value_and_exact_penalty, FX, x="x", chunk_size="optional count"),
+    "jacobian.exact_from_vjp": spec(
+        lambda x, chunk_size=None: jr.jacobian.exact_from_vjp(*jax.vjp(f, X), x, chunk_size=chunk_size),
+        {"x": X},
+        x="x",
+        chunk_size="optional count",
+    ),
+    "jacobian.projected_from_vjp": spec(
+        lambda x, key, **o: jr.jacobian.projected_from_vjp(*jax.vjp(f, X), x, key, **o),
+        {"x": X, "key": KEY},
+        **XK,
+        num_projections="count",
+        probe="choice",
+    ),
+    "joint_loss": spec(
+        jr.joint_loss, {"supervised": 1.0, "penalty": 1.0, "lambda_jr": 0.1}, lambda_jr="coefficient", lambda_wd="decay"
+    ),
+    "probes.sample_probes": spec(
+        probes.sample_probes,
+        {"key": KEY, "batch": 5, "dimension": 4, "num_projections": 1, "probe": "sphere"},
+        key="key",
+        num_projections="count",
+        probe="choice",
+    ),
+    "penalties.projected": spec(
+        penalties.projected, {}, num_projections="count", probe="choice", chunk_size="optional count"
+    ),
+    "penalties.exact": spec(penalties.exact, {}, chunk_size="optional count"),
+    "penalties.of": spec(penalties.of, {"function": relatives.noise_consistency, "sigma": 0.1}, function="function"),
+    "penalties.on_part": spec(penalties.on_part, {"fraction": 0.5}, fraction="part of 1"),
+    "penalties.of_model": spec(penalties.of_model, {"apply": APPLY}, apply="function"),
+    "supervised_loss": spec(
+        supervised.supervised_loss,
+        _BASE_LOSS | {"objective": supervised.squared_error},
+        apply="function",
+        objective="function",
+        lambda_jr="not below 0",
+        preprocess="optional function",
+    ),
+    "classification_loss": spec(
+        supervised.classification_loss,
+        _BASE_LOSS,
+        apply="function",
+        lambda_jr="not below 0",
+        label_smoothing="part of 1",
+    ),
+    "regression_loss": spec(supervised.regression_loss, _BASE_LOSS, apply="function", lambda_jr="not below 0"),
+    "multi_label_loss": spec(supervised.multi_label_loss, _BASE_LOSS, apply="function", lambda_jr="not below 0"),
+    "supervised.cross_entropy": spec(
+        lambda label: supervised.cross_entropy(f(X), {"label": label}), {"label": Y}, label="labels"
+    ),
+    "supervised.squared_error": spec(
+        lambda label: supervised.squared_error(f(X), {"label": label}), {"label": f(X)}, label="targets"
+    ),
+    "supervised.binary_cross_entropy": spec(
+        lambda label: supervised.binary_cross_entropy(f(X), {"label": label}), {"label": f(X)}, label="targets"
+    ),
+    "accumulation.every": spec(accumulation.every, {"period": 2, "rare": APPLY, "usual": APPLY}, period="count"),
+    "accumulation.lazily": spec(
+        accumulation.lazily,
+        {"period": 2, "loss": supervised.classification_loss(APPLY, lambda_jr=0.1)},
+        period="count",
+        loss="function",
+    ),
+    "accumulation.in_parts": spec(accumulation.in_parts, {"part_size": 2, "loss": APPLY}, part_size="count"),
+    "input_gradient_penalty": spec(relatives.input_gradient_penalty, FXY, x="x", y="labels", norm="choice"),
+    "noise_consistency": spec(relatives.noise_consistency, FXK | {"sigma": 0.1}, **XK, sigma="above 0"),
+    "first_order_frobenius_sq": spec(relatives.first_order_frobenius_sq, FXK, **XK, step="above 0"),
+    "spectral_norm_sq": spec(relatives.spectral_norm_sq, FXK, **XK, num_iterations="count"),
+    "target_jacobian_sq": spec(
+        relatives.target_jacobian_sq,
+        FXK | {"target": jnp.ones((4, 6)), "num_projections": 1},
+        x="x",
+        key="key",
+        target="target",
+        num_projections="optional count",
+    ),
+    "layerwise_frobenius_sq": spec(
+        relatives.layerwise_frobenius_sq,
+        {"layers": [f], "x": X, "key": KEY},
+        **XK,
+        num_projections="count",
+        layers="empty",
+    ),
+    "equivalent_noise": spec(schedules.equivalent_noise, {"lambda_jr": 0.1}, lambda_jr="not below 0", std="above 0"),
+    "suggest_lambda": spec(schedules.suggest_lambda, {"noise": 0.1}, noise="not below 0", std="above 0"),
+    "lambda_ramp": spec(
+        schedules.lambda_ramp, {"final": 0.1, "num_steps": 5}, final="not below 0", num_steps="count", start="start"
+    ),
+    "training.init_state": spec(
+        training.init_state, {"params": W, "optimizer": optax.sgd(0.1), "key": KEY}, key="one key"
+    ),
+    "training.make_train_step": spec(
+        training.make_train_step, {"loss": APPLY, "optimizer": optax.sgd(0.1)}, backend="choice"
+    ),
+    "training.quench": spec(training.quench, {"initial": 0.1, "boundaries": [5]}, initial="above 0", factor="above 0"),
+    "training.sgd": spec(
+        training.sgd,
+        {"learning_rate": 0.1},
+        learning_rate="not below 0",
+        momentum="momentum",
+        weight_decay="not below 0",
+    ),
+    "sharding.map_over_devices": spec(sharding.map_over_devices, {"body": APPLY, "mesh": None}, backend="choice"),
+    "keys.sample_keys": spec(keys.sample_keys, {"key": KEY, "batch": 5}, key="key"),
+    "keys.normal_like": spec(keys.normal_like, {"key": KEY, "x": X}, key="key"),
+    "cyclopropagation.penalty_and_grad": spec(
+        cyclopropagation.penalty_and_grad,
+        {"params": LAYERS, "x": X, "key": KEY, "num_projections": 1},
+        key="key",
+        num_projections="optional count",
+        probe="choice",
+        chunk_size="optional count",
+        activation="function",
+        last="function",
+    ),
+    "cyclopropagation.cyclopropagated_penalty": spec(
+        cyclopropagation.cyclopropagated_penalty,
+        {"params": LAYERS, "x": X, "key": KEY, "num_projections": 1},
+        num_projections="optional count",
+        probe="choice",
+        chunk_size="optional count",
+        activation="function",
+    ),
+    "host_memory.keep_freed_memory": spec(host_memory.keep_freed_memory, {}, limit="memory"),
+    "interop.from_function": spec(interop.from_function, {"f": f, "params": {}}, f="function"),
+    "interop.from_linen": spec(interop.from_linen, {"module": None, "variables": {}}, module="model"),
+    "interop.from_nnx": spec(interop.from_nnx, {"model": None}, model="model"),
+    "interop.from_equinox": spec(interop.from_equinox, {"model": None}, model="model"),
+    "interop.from_haiku": spec(interop.from_haiku, {"transformed": None, "params": {}}, transformed="model"),
+    "conv_max_pool": spec(
+        pooled_convolution.conv_max_pool, {"x": jnp.ones((1, 6, 6, 2)), "w": jnp.ones((3, 3, 1, 2))}, window="window"
+    ),
+    "max_pool": spec(convolution.max_pool, {"x": IMAGES, "window_shape": (2, 2), "strides": (2, 2)}, strides="strides"),
+    "datasets.load": spec(datasets.load, {"name": "digits", "split": "test"}, name="choice", split="choice"),
+    "datasets.from_uint8": spec(datasets.from_uint8, {"images": np.ones((2, 2), np.uint8)}, images="bytes"),
+    "datasets.resize_bilinear": spec(
+        datasets.resize_bilinear, {"images": IMAGES, "size": 8}, images="image stack", size="size"
+    ),
+    "datasets.few_shot": spec(
+        datasets.few_shot,
+        {"labels": np.asarray([0, 0, 1, 1]), "samples_per_class": 1, "seed": 0},
+        samples_per_class="shots",
+    ),
+    "datasets.Preprocessing": spec(datasets.Preprocessing, {"mean": 0.5, "std": 0.5}, std="std"),
+    # attacks and what stands on them
+    "white_noise": spec(attacks.white_noise, FXYK | {"sigma": 0.1}, **XYK, sigma="not below 0"),
+    "fgsm": spec(attacks.fgsm, FXY | {"epsilon": 0.1}, **XY, epsilon="not below 0"),
+    "pgd": spec(
+        attacks.pgd,
+        FXYK | {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "random_start": True},
+        **XYK,
+        epsilon="not below 0",
+        step_size="not below 0",
+        num_steps="count",
+        norm="choice",
+    ),
+    "apgd": spec(
+        attacks.apgd,
+        FXYK | {"epsilon": 0.1, "num_steps": 3},
+        **XYK,
+        epsilon="not below 0",
+        num_steps="count",
+        num_restarts="count",
+        num_targets="count",
+        rho="part of 1",
+        norm="choice",
+        loss="choice",
+    ),
+    "square": spec(
+        attacks.square,
+        IMAGE | {"epsilon": 0.1, "num_queries": 2},
+        y="labels",
+        key="key",
+        bounds="bounds",
+        epsilon="not below 0",
+        num_queries="count",
+        initial_share="part of 1",
+        norm="choice",
+    ),
+    "auto_attack": spec(
+        attacks.auto_attack,
+        IMAGE | {"epsilon": 0.1, "num_queries": 2},
+        y="labels",
+        key="key",
+        bounds="bounds",
+        epsilon="not below 0",
+        num_queries="count",
+        norm="choice",
+    ),
+    "standard_ensemble": spec(attacks.standard_ensemble, {}, norm="choice", num_queries="count"),
+    "white_noise_distance": spec(attacks.white_noise_distance, FXYK, **XYK, step_size="above 0", num_steps="count"),
+    "fgsm_distance": spec(attacks.fgsm_distance, FXY, **XY, step_size="above 0", num_steps="count"),
+    "pgd_distance": spec(
+        attacks.pgd_distance, FXY, **XY, epsilon="not below 0", step_size="above 0", num_steps="count"
+    ),
+    "carlini_wagner": spec(
+        attacks.carlini_wagner,
+        FXY | {"num_steps": 2, "binary_search_steps": 1},
+        **XY,
+        num_steps="count",
+        binary_search_steps="count",
+        learning_rate="above 0",
+        initial_const="above 0",
+        confidence="not below 0",
+        smoother="part of 1",
+        adam_eps="above 0",
+    ),
+    "ddn": spec(
+        attacks.ddn, FXYK | {"num_steps": 2}, **XYK, num_steps="count", init_epsilon="above 0", gamma="part of 1"
+    ),
+    "fab": spec(
+        attacks.fab,
+        FXY | {"num_steps": 2},
+        **XY,
+        norm="choice",
+        num_targets="count",
+        num_steps="count",
+        overshoot="at least 1",
+        alpha_max="part of 1",
+        beta="part of 1",
+    ),
+    "random_fgsm": spec(adversarial_training.random_fgsm, {}, max_epsilon="not below 0"),
+    "at_temperature": spec(
+        adversarial_training.at_temperature, {"apply": APPLY, "temperature": 2.0}, temperature="above 0"
+    ),
+    "soft_labels": spec(adversarial_training.soft_labels, FX | {"temperature": 2.0}, temperature="above 0"),
+    "evaluation.accuracy": spec(evaluation.accuracy, FXY, y="labels", batch_size="count"),
+    "evaluation.jacobian_norms": spec(evaluation.jacobian_norms, FX, x="x", batch_size="count"),
+    "evaluation.run_attack": spec(
+        evaluation.run_attack,
+        {"attack": attacks.fgsm, "f": f, "x": X, "y": Y, "key": KEY, "epsilon": 0.1},
+        x="x",
+        y="labels",
+        key="key",
+        epsilon="not below 0",
+        batch_size="count",
+    ),
+    "evaluation.worst_case": spec(
+        evaluation.worst_case,
+        {"attacks": {"fgsm": attacks.fgsm}, "f": f, "x": X, "y": Y, "key": KEY, "epsilon": 0.1},
+        x="x",
+        y="labels",
+        key="key",
+        epsilon="not below 0",
+        batch_size="count",
+    ),
+    "evaluation.fooling_curve": spec(
+        evaluation.fooling_curve, {"distances": [0.0, 1.0], "grid": [0.5]}, distances="distances"
+    ),
+    "evaluation.robust_accuracy": spec(
+        evaluation.robust_accuracy,
+        {"distances": [0.0, 1.0], "epsilon": 0.5},
+        distances="distances",
+        epsilon="not below 0",
+    ),
+    "evaluation.median_distance": spec(
+        evaluation.median_distance,
+        {"distances": [0.0, 1.0]},
+        distances="distances",
+        resamples="count",
+        confidence="part of 1",
+    ),
+    "masking.linearised_margin": spec(masking.linearised_margin, FXY, x="x", y="labels", norm="choice"),
+    "masking.zero_gradient_share": spec(masking.zero_gradient_share, FXY, x="x", y="labels", batch_size="count"),
+    "masking.checks": spec(
+        masking.checks,
+        FXYK | {"epsilon": 0.1, "num_steps": (1, 2), "num_queries": 2},
+        x="x",
+        y="labels",
+        key="key",
+        epsilon="above 0",
+        norm="choice",
+        num_queries="count",
+        tolerance="not below 0",
+        bounds="bounds",
+        batch_size="count",
+    ),
+    "certify.noisy_counts": spec(
+        certify.noisy_counts,
+        FXK | {"sigma": 0.1, "num_samples": 3},
+        **XK,
+        sigma="above 0",
+        num_samples="count",
+        chunk_size="count",
+    ),
+    "certify.certify_smoothed": spec(
+        certify.certify_smoothed,
+        FXK | {"sigma": 0.1, "num_samples": 3, "num_selection": 2},
+        x="x",
+        key="one key",
+        sigma="above 0",
+        num_selection="count",
+        num_samples="count",
+        alpha="part of 1",
+        batch_size="count",
+    ),
+    "certify.interval_bounds": spec(certify.interval_bounds, {"f": f, "low": X, "high": X + 0.1}, high="upper corner"),
+    "certify.interval_radius": spec(certify.interval_radius, FXY, **XY, num_bisections="count", largest="above 0"),
+    "decision_cells.random_plane": spec(decision_cells.random_plane, {"x": IMAGES[0], "key": KEY}, key="one key"),
+    "decision_cells.decision_cells": spec(
+        decision_cells.decision_cells,
+        {"f": f, "plane": decision_cells.random_plane(IMAGES[0], KEY), "extent": 1.0, "resolution": 3},
+        extent="above 0",
+        resolution="count",
+        batch_size="count",
+    ),
+    "decision_cells.boundary_distance": spec(
+        decision_cells.boundary_distance,
+        {"f": f, "plane": decision_cells.random_plane(IMAGES[0], KEY), "extent": 1.0, "num_rays": 2, "num_radii": 2},
+        extent="above 0",
+        num_rays="count",
+        num_radii="count",
+        batch_size="count",
+    ),
+}
+
+KINDS |= {
+    "square": {"a vector": jnp.ones(4), "not square": jnp.ones((3, 4)), "a stack of those": jnp.ones((2, 3, 4))},
+    "coefficient": {"-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1", "None": None},
+    "decay": {"-1": -1.0, "NaN": NAN, "'1'": "1", "0.1 without params": 0.1},
+    "targets": {"of another shape": jnp.ones(5), "one column": jnp.ones((5, 1)), "a word": "y"},
+    "target": {"of another shape": jnp.ones((6, 4)), "a vector": jnp.ones(6), "a scalar": jnp.ones(())},
+    "empty": {"none": []},
+    "optional function": {"3": 3, "a word": "tanh", "a list": []},
+    "start": {"-1": -1, "1.5": 1.5, "True": True, "'2'": "2", "NaN": NAN},
+    "momentum": {"-1": -1.0, "NaN": NAN, "2": 2.0, "'1'": "1"},
+    "memory": {"0": 0, "-1": -1, "2 ** 31": 2**31, "1.5": 1.5, "NaN": NAN},
+    "model": {"None": None, "3": 3, "a function": jnp.tanh, "a word": "model", "parameters": {"w": W}},
+    "window": {"0": 0, "-1": -1, "1.5": 1.5, "too large": 9, "True": True},
+    "strides": {"one": (2,), "three": (1, 1, 1)},
+    "bytes": {"floats": np.ones((2, 2), np.float32), "int64": np.ones((2, 2), np.int64), "a list": [1], "None": None},
+    "image stack": {"one image": IMAGES[0], "int32": np.ones((1, 2, 2, 1), np.int32), "a vector": jnp.ones(3)},
+    "size": {"0": 0, "-1": -1, "(0, 3)": (0, 3), "1.5": 1.5},
+    "shots": {"0": 0, "-1": -1, "3, of 2": 3, "1.5": 1.5},
+    "std": {"0": 0.0, "-1": -1.0, "NaN": NAN, "two, for one mean": (0.5, 0.5)},
+    "at least 1": {"0.9": 0.9, "-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1"},
+    "distances": {"NaN": [NAN], "negative": [-1.0], "none": []},
+    "upper corner": {"below the lower": X - 0.1, "NaN": X * NAN, "of another shape": X[:2]},
+}
+
+
+class Answer(NamedTuple):
+    """What a wrong call met."""
+
+    name: str
+    argument: str
+    value: str
+    error: str  # type of the exception; "" where it was accepted
+    message: str
+
+
+def wrong_calls(name: str) -> Iterator[Answer]:
+    """Every wrong call of one function, with the answer."""
+    spec = SPECS[name]
+    for argument, kind in spec.kinds.items():
+        for label, value in KINDS[kind].items():
+            yield answer(name, argument, label, value)
+
+
+def answer(name: str, argument: str, label: str, value: Any) -> Answer:
+    """One wrong call."""
+    spec = SPECS[name]
+    with warnings.catch_warnings(), contextlib.suppress(StopIteration):
+        warnings.simplefilter("ignore")
+        try:
+            jax.block_until_ready(spec.function(**spec.arguments | {argument: value}))
+        except Exception as error:
+            return Answer(name, argument, label, type(error).__name__, str(error))
+    return Answer(name, argument, label, "", "accepted")
+
+
+def page() -> str:
+    """docs/errors.md: what each function answers to wrong values, as the library gives it."""
+    lines = [
+        "# Wrong calls and what the library says",
+        "",
+        "Made by `python -m tests.bad_input` from the calls in `tests/bad_input.py`, which `tests/test_bad_input.py` makes",
+        "again. Every public function is called with values that it must refuse; each answer names the argument, what came",
+        "and what was expected. Values are looked at where they are concrete; `evaluation.run_attack`, `worst_case`,",
+        "`masking.checks` and the train steps look before they compile, and say the same words.",
+    ]
+    for name in SPECS:
+        lines += ["", f"## {name}", "", "| argument | value | answer |", "|---|---|---|"]
+        lines += [f"| {a.argument} | {a.value} | {a.error}: {_short(a.message)} |" for a in wrong_calls(name)]
+    return "\n".join(lines) + "\n"
+
+
+def _short(message: str) -> str:
+    message = " ".join(message.split()).replace("|", "\\|")
+    return message if len(message) <= 160 else message[:157] + "..."
+
+
+if __name__ == "__main__":
+    from pathlib import Path
+
+    (Path(__file__).resolve().parents[1] / "docs" / "errors.md").write_text(page())
