@@ -2,7 +2,7 @@ PYTHON ?= python3
 DATASET ?= digits
 BIN := .venv/bin
 
-.PHONY: venv peers demo test check-slow bench lint format report notebooks lock clean
+.PHONY: venv peers demo test check-slow mutants bench lint format report notebooks lock clean
 
 venv: .venv/.done  ## the environment with all that the tests need, from the lock file
 
@@ -35,6 +35,9 @@ lint: .venv/.done
 format: .venv/.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+mutants: .venv/.done  ## break the library in 300 places, one at a time: does a test go red? Hours; it goes on where it stopped
+	$(BIN)/python -m tests.mutants
 
 bench: .venv/.peers  ## what a step costs beside PyTorch, and an attack beside foolbox and pyautoattack: about 15 minutes
 	$(BIN)/python -m experiments.benchmarks

@@ -217,7 +217,7 @@ def make_train_steps(
         steps = jax.vmap(steps, in_axes=(0, None, 0))
     compiled = jax.jit(steps, donate_argnums=(0,) if donate else ())
 
-    def data_of(state: TrainState, data: PyTree, indices: Array) -> Any:
+    def data_of(state: TrainState, data: PyTree, indices: Any) -> Any:
         check_rows(indices, len(jax.tree.leaves(data)[0]))
         return _by_name(data)
 
