@@ -127,7 +127,9 @@ def shown(name, **ways):
     print(f"\n{name}: " + "; ".join(f"{way} {100 * a:.1f} %, ||J|| {norm:.2f}" for way, (a, norm) in ways.items()))
 
 
-@pytest.mark.parametrize("name", ["linen", "nnx", "equinox, batch", "haiku"])
+@pytest.mark.parametrize(
+    "name", ["linen", *(pytest.param(name, marks=pytest.mark.slow) for name in ("nnx", "equinox, batch", "haiku"))]
+)
 def test_penalised_at_batch_statistics(name, digits):
     """Accuracy within 4 points of no penalty, a held-out norm of at most a third."""
     plain, (accuracy, norm) = (trained(NETS[name](), way, digits) for way in ("no penalty", "batch statistics"))
@@ -136,6 +138,7 @@ def test_penalised_at_batch_statistics(name, digits):
     assert norm < plain[1] / 3
 
 
+@pytest.mark.slow
 def test_equinox_averages_in_training_too(digits):
     """equinox' mode "ema" normalizes with the running average in training: the penalty sees what training sees."""
     net = NETS["equinox, ema"]

@@ -18,6 +18,7 @@ def test_there_are_cases():
     assert len(CASES) >= 23
 
 
+@pytest.mark.slow  # each is a process of its own; the fast tests hold the same
 @pytest.mark.parametrize("path", CASES, ids=lambda path: path.stem)
 def test_case(path, tmp_path):
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}

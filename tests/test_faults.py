@@ -291,7 +291,7 @@ def test_integers_on_the_way_are_seen(key):
             call()
 
 
-@pytest.mark.parametrize("shape", [(5,), (4, 2), (2, 2, 2), ()])
+@pytest.mark.parametrize("shape", [(4, 2), ()])
 def test_relatives_take_any_shape_of_output(key, shape):
     """Against the whole matrix: outputs [B, ...], and pytrees."""
     x = jax.random.normal(key, (3, 6))

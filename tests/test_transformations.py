@@ -1,7 +1,7 @@
 """Every public function crossed with the transformations and the settings of JAX: right, or an error that names it.
 
 `CALLS` holds one call of each: x -> a float array [B] or a scalar. Under each transformation the value is that of the
-plain call.
+plain call. The attacks are in test_attacks_transformations.py.
 """
 
 import functools
@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jacreg_jax as jr
-from jacreg_jax import accumulation, attacks, certify, masking, penalties, relatives, sharding, supervised, training
+from jacreg_jax import accumulation, certify, masking, penalties, relatives, sharding, supervised, training
 from jacreg_jax.models import LeNet, initialize
 
 KEY = jax.random.key(0)
@@ -81,21 +81,6 @@ VALUES = {
     "in_parts": loss_of(supervised.classification_loss, lambda loss: accumulation.in_parts(3, loss)),
     "linearised_margin": lambda x, y, keys: masking.linearised_margin(f, x, y),
     "interval_radius": lambda x, y, keys: certify.interval_radius(f, x, y),
-    "white_noise": lambda x, y, keys: attacks.white_noise(f, x, y, keys, sigma=0.3).distance,
-    "fgsm": lambda x, y, keys: attacks.fgsm(f, x, y, epsilon=0.1).distance,
-    "pgd": lambda x, y, keys: attacks.pgd(f, x, y, epsilon=0.3, step_size=0.05, num_steps=8).distance,
-    "white_noise_distance": lambda x, y, keys: attacks.white_noise_distance(f, x, y, keys, num_steps=20).distance,
-    "fgsm_distance": lambda x, y, keys: attacks.fgsm_distance(f, x, y, num_steps=60).distance,
-    "pgd_distance": lambda x, y, keys: attacks.pgd_distance(f, x, y, epsilon=0.3, num_steps=30).distance,
-    "ddn": lambda x, y, keys: attacks.ddn(f, x, y, keys, num_steps=20).distance,
-    "fab": lambda x, y, keys: attacks.fab(f, x, y, num_steps=10).distance,
-    "apgd": lambda x, y, keys: attacks.apgd(f, x, y, keys, epsilon=0.3, num_steps=10).distance,
-    "square": lambda x, y, keys: attacks.square(f, x, y, keys, epsilon=0.3, num_queries=30).distance,
-    "carlini_wagner": lambda x, y, keys: (
-        attacks.carlini_wagner(
-            f, x, y, num_steps=20, binary_search_steps=2, learning_rate=0.05, initial_const=1.0
-        ).distance
-    ),
 }
 CALLS = SMOOTH | VALUES
 
