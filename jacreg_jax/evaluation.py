@@ -206,6 +206,8 @@ def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
             raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
     if len(x) != len(y):
         raise ValueError(f"x and y must hold the same number of samples, got {len(x)} and {len(y)}")
+    if len(x) != len(y) or not len(x):
+        raise ValueError(f"x and y must hold the same number of samples, at least one; got {[len(x), len(y)]}")
     return x, y, sample_keys(key, len(x))
 
 

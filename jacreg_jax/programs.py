@@ -134,7 +134,7 @@ ROWS = ("x", "y", "key")  # the arguments after f, in the one order
 
 
 @functools.lru_cache(maxsize=64)
-def compiled(function: Function, static: tuple[tuple[str, Any], ...] = ()) -> Any:
+def compiled(function: Function, static: tuple[tuple[str, Any, Any], ...] = ()) -> Any:
     """jit of (f, x, y, key, **named) -> (what the function gives, the tests left to whoever holds the values).
 
     The function object is the name of the program: define it once.
@@ -142,7 +142,7 @@ def compiled(function: Function, static: tuple[tuple[str, Any], ...] = ()) -> An
 
     def traced(f: Function, *rows: Any, **named: Any) -> tuple[PyTree, _Tests]:
         with deferred(dict(zip(ROWS, rows, strict=False)) | named) as tests:
-            result = function(f, *rows, **named, **dict(static))
+            result = function(f, *rows, **named, **{name: value for name, value, _ in static})
         return result, _Tests(tests)
 
     return jax.jit(traced)
@@ -183,7 +183,7 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
         swept = {name: named.pop(name) for name in _SWEPT & named.keys() if _is_number(named[name])}
         try:
             program = _known(f, rows[0]) if _is_concrete(args, named, swept) else None
-            static = tuple(sorted(named.items()))
+            static = tuple((name, value, _kinds(value)) for name, value in sorted(named.items()))
             hash(static)
         except (TypeError, IndexError, AttributeError):  # the attack says what is wrong
             program = None
@@ -206,6 +206,11 @@ def _is_concrete(*trees: Any) -> bool:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, float | int | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+
+
+def _kinds(value: Any) -> Any:
+    """Types, as 1, 1.0 and True are equal but not all of them are counts."""
+    return tuple(map(_kinds, value)) if isinstance(value, tuple) else type(value)
 
 
 def _hashable(value: Any) -> Any:

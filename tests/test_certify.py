@@ -1,9 +1,12 @@
 """certify.py: known radii, coverage, sound boxes, and the sandwich with attacks."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from scipy.stats import norm
 
 from jacreg_jax import attacks, certify
@@ -105,6 +108,108 @@ def test_the_sandwich(key):
     assert (certified <= attacks.fab(f, x, y, norm="linf", num_steps=30).distance).all()
     wrong = certify.interval_radius(f, x, (y + 1) % 4)
     np.testing.assert_array_equal(wrong, 0)
+
+
+ACTIVATIONS = {
+    name: getattr(jax.nn, name)
+    for name in (
+        *("relu", "relu6", "softplus", "sigmoid", "elu", "selu", "celu", "leaky_relu", "gelu", "silu", "mish"),
+        *("hard_tanh", "hard_sigmoid", "hard_swish", "softmax", "log_softmax", "log_sigmoid", "soft_sign"),
+        *("squareplus", "sparse_plus", "standardize"),
+    )
+} | {
+    "tanh": jnp.tanh,
+    "leaky_relu(-1)": partial(jax.nn.leaky_relu, negative_slope=-1.0),
+    "elu(-1)": partial(jax.nn.elu, alpha=-1.0),
+    "an elu of one's own": jax.jit(lambda x: jnp.where(x > 0.5, -x, x**2)),
+    "gelu of erf": partial(jax.nn.gelu, approximate=False),
+    "abs": jnp.abs,
+    "cube": lambda x: x**3,
+    "x^4": lambda x: x**4,
+    "1 / (1 + x^2)": lambda x: 1 / (1 + x**2),
+    "(1 + x^2)^0.3": lambda x: (1 + x**2) ** 0.3,
+    "layer norm": lambda h: (h - h.mean(-1, keepdims=True)) * jax.lax.rsqrt(h.var(-1, keepdims=True) + 0.1),
+    "unit length": lambda h: h / jnp.linalg.norm(h, axis=-1, keepdims=True),
+    "sort": lambda h: jnp.sort(h, -1),
+    "clip": lambda h: jnp.clip(h, -0.3, 0.4),
+    "average pool": lambda h: nn.avg_pool(h[..., None], (2,), (1,), "SAME")[..., 0],
+    "max pool": lambda h: nn.max_pool(h[..., None], (2,), (1,), "SAME")[..., 0],
+    "attention": lambda h: (jax.nn.softmax(h[:, :, None] * h[:, None, :] / 4, -1) @ h[:, :, None])[..., 0],
+    "log sum exp": lambda h: h - jax.nn.logsumexp(h, -1, keepdims=True),
+}
+WIDTH = 8
+FEW = ("relu", "softplus", "gelu", "silu", "leaky_relu(-1)", "elu(-1)", "an elu of one's own", "layer norm", "softmax")
+
+
+def random_network(key, activation):
+    """5 -> 8 -> 4 with the activation between."""
+    w, b, v = (
+        jax.random.normal(jax.random.fold_in(key, i), s) for i, s in enumerate([(5, WIDTH), (1, WIDTH), (WIDTH, 4)])
+    )
+    return lambda x: activation(x @ w + b) @ v
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_interval_bounds_of_every_activation(name, key):
+    """Corners and insides of boxes of four sizes; exact where the box is a point."""
+    f = random_network(key, ACTIVATIONS[name])
+    x = jax.random.normal(key, (6, 5))
+    inside = jax.random.uniform(jax.random.fold_in(key, 1), (300, 6, 5), minval=-1, maxval=1)
+    ways = jnp.concatenate([inside, jnp.sign(inside)])
+    for radius in (0.0, 1e-3, 0.1, 1.0):
+        box = certify.interval_bounds(f, x - radius, x + radius)
+        z = jax.vmap(f)(x[None] + radius * ways)
+        slack = 1e-5 * (1 + jnp.abs(z).max())
+        assert (z >= box.low[None] - slack).all()
+        assert (z <= box.high[None] + slack).all()
+        if radius == 0:
+            np.testing.assert_allclose(box.low, f(x), atol=1e-4, rtol=1e-4)
+            np.testing.assert_allclose(box.high, f(x), atol=1e-4, rtol=1e-4)
+
+
+def sandwich(activation, networks):
+    """(certified, nearest found in L-infinity) of 8 samples of each random network."""
+
+    def one(key):
+        f = random_network(key, activation)
+        x = jax.random.uniform(key, (8, 5))
+        y = jnp.argmax(f(x), 1)
+        found = [
+            attacks.fab(f, x, y, norm="linf", num_steps=8).distance,
+            attacks.ddn(f, x, y, key, num_steps=15).distance,
+            attacks.fgsm_distance(f, x, y, step_size=1 / 50, num_steps=50).distance,
+        ]
+        return certify.interval_radius(f, x, y), jnp.min(jnp.stack(found), axis=0)
+
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(7), networks))
+
+
+@pytest.mark.parametrize("name", [n if n in FEW else pytest.param(n, marks=pytest.mark.slow) for n in ACTIVATIONS])
+def test_no_certificate_is_above_what_an_attack_finds(name):
+    """30 random networks of every activation, 1,100 in all."""
+    certified, found = sandwich(ACTIVATIONS[name], 30)
+    assert (certified <= found + 1e-6).all()
+    assert np.isfinite(found).mean() > 0.2
+    assert (certified > 0).mean() > 0.2
+
+
+def test_a_box_says_everything_where_nothing_is_known():
+    x = jnp.array([[1.0]])
+    box = certify.interval_bounds(lambda x: 1 / x, x - 2, x + 2)
+    np.testing.assert_array_equal([box.low[0, 0], box.high[0, 0]], [-np.inf, np.inf])
+    box = certify.interval_bounds(lambda x: jnp.log(x), x - 2, x + 2)
+    assert box.low[0, 0] == -np.inf
+    box = certify.interval_bounds(lambda x: jnp.where(jnp.exp(1000 * x) > 1, 1.0, -1.0) * x, x - 2, x + 2)
+    assert box.low[0, 0] <= -1
+    assert box.high[0, 0] >= 3
+
+
+def test_certify_in_double_precision(key, x64):
+    x = jax.random.uniform(key, (4, 5))
+    f = random_network(key, jnp.tanh)
+    found = certify.certify_smoothed(f, x, key, sigma=0.1, num_samples=200)
+    assert (found.prediction == np.argmax(f(x), 1))[found.prediction >= 0].all()
+    assert certify.interval_radius(f, x, jnp.argmax(f(x), 1)).dtype == jnp.float64
 
 
 def test_errors(key):

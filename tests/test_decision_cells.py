@@ -55,6 +55,15 @@ def test_boundary_distance(plane):
     assert distance(2.0) == np.inf
 
 
+@pytest.mark.parametrize("num_radii", [1, 4, 7])
+def test_boundary_off_the_grid(plane, num_radii):
+    """The grid of radii brackets the boundary at 3, the bisection finds it."""
+    distance = decision_cells.boundary_distance(half_space, plane, extent=5.0, num_radii=num_radii, num_rays=360)
+    assert distance == pytest.approx(3, abs=1e-4)
+    near = decision_cells.boundary_distance(half_space, plane, extent=3.1, num_radii=num_radii)
+    assert near == pytest.approx(3, abs=1e-4)
+
+
 def test_bad_grid(plane):
     with pytest.raises(ValueError, match="extent must be above 0, got 0"):
         decision_cells.decision_cells(half_space, plane, extent=0, resolution=21)

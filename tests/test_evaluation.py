@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import binom
 
 import jacreg_jax as jr
 from jacreg_jax import attacks, evaluation
@@ -80,6 +81,9 @@ def test_fooling_curve_and_robust_accuracy():
     np.testing.assert_allclose(evaluation.fooling_curve(distances, [0, 0.4, 0.5, 2]), [0.25, 0.25, 0.5, 0.75])
     assert evaluation.robust_accuracy(distances, 0.6) == 0.5
     assert evaluation.robust_accuracy(distances, 0) == 0.75
+    np.testing.assert_allclose(
+        evaluation.fooling_curve([1.0, np.inf, 0.0, 0.5], [0, 0.4, 0.5, 2]), [0.25, 0.25, 0.5, 0.75]
+    )
     for bad in ([np.nan], [-1.0]):
         with pytest.raises(ValueError, match="distances must be 0 or positive"):
             evaluation.fooling_curve(bad, [0])
@@ -90,6 +94,12 @@ def test_median_distance():
     sample = evaluation.median_distance(rng.exponential(size=2001))
     assert sample["low"] < np.log(2) < sample["high"]
     assert sample["high"] - sample["low"] < 0.15
+    values = np.sort(rng.exponential(size=2001))
+    for confidence in (0.95, 0.8):  # the interval of the binomial: order statistics about the median
+        found = evaluation.median_distance(values, confidence=confidence, resamples=4000)
+        ends = binom.ppf([(1 - confidence) / 2, (1 + confidence) / 2], 2001, 0.5).astype(int)
+        ranks = np.searchsorted(values, [found["low"], found["high"]])
+        np.testing.assert_allclose(ranks, ends, atol=4)
     assert evaluation.median_distance([1.0, np.inf, np.inf])["median"] == np.inf
     assert evaluation.median_distance([1.0, 2.0, np.inf])["median"] == 2
 

@@ -1,0 +1,317 @@
+"""Parts of the attacks against their formulas by hand: what would look right if it were only half done."""
+
+import importlib
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jacreg_jax import attacks
+from jacreg_jax.adversarial_training import random_fgsm
+from jacreg_jax.attacks import losses, start
+from tests.conftest import mlp, mlp_params
+from tests.test_attacks_strong import box_active_distance
+
+apgd, auto_attack, square = (
+    importlib.import_module(f"jacreg_jax.attacks.{n}") for n in ("apgd", "auto_attack", "square")
+)
+
+
+def threshold(at, sharpness=1.0):
+    """One pixel: class 0 above `at`, class 1 below."""
+    return lambda x: sharpness * jnp.concatenate([x - at, at - x], axis=1)
+
+
+def test_difference_of_logits_ratio_by_hand():
+    z = jnp.array([[5.0, 3.0, 1.0, -2.0], [1.0, 4.0, 2.5, 0.0]])
+    y = jnp.array([0, 2])
+    np.testing.assert_allclose(losses.dlr(z, y), [(3 - 5) / (5 - 1), (4 - 2.5) / (4 - 1)], rtol=1e-6)
+    target = jnp.array([3, 0])
+    expected = [(-2 - 5) / (5 - (1 - 2) / 2), (1 - 2.5) / (4 - (1 + 0) / 2)]
+    np.testing.assert_allclose(losses.dlr_targeted(z, y, target), expected, rtol=1e-6)
+
+
+def test_white_noise_distance_is_along_its_direction(key):
+    """The image is clip(x + k step n), n drawn from the sample's own key, k the first that fools."""
+    params = mlp_params(key, (6, 12, 4))
+    f = lambda x: 4 * mlp(params, x)
+    x = jax.random.uniform(key, (20, 6))
+    y = jnp.argmax(f(x), 1)
+    result = attacks.white_noise_distance(f, x, y, key, step_size=0.05, num_steps=60)
+    assert result.success.sum() > 5
+    for i in np.flatnonzero(result.success):
+        noise = jax.random.normal(jax.random.fold_in(key, int(i)), (6,))
+        images = jnp.clip(x[i][None] + 0.05 * jnp.arange(1, 61)[:, None] * noise[None], 0, 1)
+        first = int(jnp.argmax(jnp.argmax(f(images), 1) != y[i]))
+        assert result.steps[i] == first + 1
+        np.testing.assert_allclose(result.x_adv[i], images[first], atol=1e-6)
+
+
+@pytest.mark.parametrize(("pixel", "steps"), [(0.61, 4), (0.51, 1), (0.78, 10), (0.81, None)])
+def test_pgd_distance_counts_its_steps(pixel, steps):
+    """Steps of 0.03 from the pixel to below 0.5, at most ten."""
+    found = attacks.pgd_distance(
+        threshold(0.5), jnp.array([[pixel]]), jnp.array([0]), step_size=0.03, num_steps=10, epsilon=0.5
+    )
+    assert bool(found.success[0]) == (steps is not None)
+    if steps is not None:
+        assert found.steps[0] == steps
+        assert found.distance[0] == pytest.approx(0.03 * steps, abs=1e-5)
+
+
+def test_pgd_distance_stays_in_its_ball():
+    found = attacks.pgd_distance(threshold(0.5), jnp.array([[0.7]]), jnp.array([0]), step_size=0.03, epsilon=0.15)
+    assert not found.success[0]
+
+
+def ddn_by_hand(f, x, y, *, num_steps, epsilon, gamma):
+    """Rony et al. (2019), one sample, step by step; the shortest fooling distance."""
+    loss = lambda d: (jax.nn.logsumexp(losses.others(f(x + d), y), axis=-1) - losses.true_logit(f(x + d), y)).sum()
+    delta, best = jnp.zeros_like(x), np.inf
+    for t in range(num_steps):
+        fooled = int(jnp.argmax(f(x + delta), 1)[0]) != int(y[0])
+        length = float(jnp.linalg.norm(delta))
+        best = min(best, length) if fooled else best
+        gradient = jax.grad(loss)(delta)
+        rate = 0.01 + (1 - 0.01) / 2 * (1 + np.cos(np.pi * t / num_steps))
+        delta = delta + rate * gradient / jnp.linalg.norm(gradient)
+        epsilon *= (1 - gamma) if fooled else (1 + gamma)
+        delta = epsilon * delta / jnp.linalg.norm(delta)
+        delta = jnp.clip(x + delta, 0, 1) - x
+    return best
+
+
+def test_ddn_step_by_step(key):
+    params = mlp_params(key, (5, 16, 3))
+    f = lambda x: 6 * mlp(params, x)
+    x = jax.random.uniform(key, (6, 5), minval=0.3, maxval=0.7)
+    y = jnp.argmax(f(x), 1)
+    result = attacks.ddn(f, x, y, key, num_steps=25, init_epsilon=0.3, gamma=0.1)
+    expected = [ddn_by_hand(f, x[i : i + 1], y[i : i + 1], num_steps=25, epsilon=0.3, gamma=0.1) for i in range(6)]
+    assert np.isfinite(expected).sum() >= 3
+    np.testing.assert_allclose(result.distance, expected, rtol=2e-3)
+
+
+def test_ddn_reaches_the_far_corner():
+    """The only fooling pixels lie further than the near side of the box."""
+    result = attacks.ddn(threshold(0.95, -20.0), jnp.array([[0.1]]), jnp.array([0]), jax.random.key(0), num_steps=200)
+    assert result.success[0]
+    assert result.distance[0] == pytest.approx(0.85, abs=0.01)
+
+
+def test_carlini_wagner_counts_its_steps():
+    """The first constant is too small to move w across the boundary in one Adam step, the tenfold one is not."""
+    attack = partial(
+        attacks.carlini_wagner,
+        threshold(0.5),
+        jnp.array([[0.6]]),
+        jnp.array([0]),
+        num_steps=2,
+        learning_rate=1.0,
+        adam_eps=1e-3,
+    )
+    assert attack(binary_search_steps=1, initial_const=1.0).steps[0] == 2  # seen at the second evaluation
+    assert not attack(binary_search_steps=1, initial_const=1e-4).success[0]
+    assert attack(binary_search_steps=2, initial_const=1e-4).steps[0] == 4
+
+
+def test_apgd_halves_its_step_and_goes_back(key):
+    """Croce, Hein (2020), conditions 1 and 2: too few rises, or nothing gained since the last checkpoint."""
+    f = lambda x: x @ jnp.eye(2)
+    begun = start.begin(f, jnp.full((4, 2), 0.5), jnp.zeros(4, int), (0.0, 1.0), key=key)
+    search = apgd._Search(begun, None, True, 0.1, "linf", 10, 0.75)
+    rows = lambda *values: jnp.array(values, jnp.float32)
+    state = apgd._State(
+        x_adv=jnp.ones((4, 2)),
+        x_old=jnp.ones((4, 2)),
+        gradient=jnp.ones((4, 2)),
+        x_best=jnp.zeros((4, 2)),
+        gradient_best=jnp.zeros((4, 2)),
+        loss_best=rows(1, 1, 1, 1),
+        loss_last=rows(0, 0, 0, 0),
+        rises=jnp.array([3, 4, 4, 4]),  # of 5 steps: 3 are at most 0.75 * 5
+        loss_checked=rows(0, 0, 1, 1),
+        was_reduced=jnp.array([True, True, True, False]),
+        step_size=rows(2, 2, 2, 2),
+        found=None,
+    )
+    after = apgd._checkpoint(search, jnp.asarray(5), state)
+    np.testing.assert_array_equal(after.step_size, [1, 2, 2, 1])
+    np.testing.assert_array_equal(after.x_adv[:, 0], [0, 1, 1, 0])
+    np.testing.assert_array_equal(after.gradient[:, 0], [0, 1, 1, 0])
+    np.testing.assert_array_equal(after.was_reduced, [True, False, False, True])
+    np.testing.assert_array_equal(after.rises, 0)
+    np.testing.assert_array_equal(after.loss_checked, state.loss_best)
+
+
+def test_the_ensemble_keeps_the_first_success(monkeypatch, key):
+    """A sample that one attack fools keeps that image whatever the later ones find."""
+    x, y = jnp.full((3, 2), 0.5), jnp.zeros(3, int)
+
+    def fake(pixel, success):
+        success = jnp.array(success)
+        return lambda f, x, y, key, epsilon: attacks.AttackResult(
+            jnp.full_like(x, pixel), success, jnp.where(success, pixel, jnp.inf), ~y.astype(bool), y, ~success
+        )
+
+    ensemble = {"a": fake(0.1, [True, False, False]), "b": fake(0.2, [True, True, False])}
+    monkeypatch.setattr(auto_attack, "standard_ensemble", lambda **options: ensemble)
+    result = attacks.auto_attack(lambda x: x, x, y, key, epsilon=0.1)
+    np.testing.assert_allclose(result.x_adv[:2, 0], [0.1, 0.2])
+    np.testing.assert_array_equal(result.success, [True, True, False])
+    np.testing.assert_allclose(result.distance, [0.1, 0.2, np.inf])
+
+
+def test_adversarial_training_steps_by_the_sign(key):
+    """Every pixel of an image moves by the same size."""
+    params = mlp_params(key, (6, 8, 3))
+    x = jax.random.uniform(key, (9, 6), minval=0.3, maxval=0.7)
+    moved = random_fgsm(0.1)(lambda x: mlp(params, x), x, jnp.arange(9) % 3, jax.random.split(key, 9))
+    sizes = np.abs(moved - x)
+    np.testing.assert_allclose(sizes.max(1), sizes.min(1), atol=1e-6)
+    drawn = [float(jax.random.uniform(jax.random.fold_in(k, 1), maxval=0.1)) for k in jax.random.split(key, 9)]
+    np.testing.assert_allclose(sizes.max(1), drawn, atol=1e-6)
+
+
+# Square
+
+
+def test_square_sides_by_hand():
+    """sqrt(share H W), share halved after 10, 50, 200, ... queries, never above the shorter side."""
+    sides = square._sizes(60, 0.8, (20, 5), "linf")
+    np.testing.assert_array_equal(sides[[0, 10]], 5)  # 9 and 9
+    np.testing.assert_array_equal(square._sizes(60, 0.8, (20, 30), "linf")[[0, 10, 11, 50, 51]], [20, 20, 15, 15, 11])
+    np.testing.assert_array_equal(square._sizes(60, 0.8, (20, 30), "l2")[[0, 11, 51]], [20, 15, 11])
+    np.testing.assert_array_equal(square._sizes(60, 0.8, (1, 30), "linf")[[0, 11, 51]], [24, 12, 6])
+
+
+def test_square_windows_are_squares_everywhere(key):
+    image = jnp.zeros((1, 7, 11, 1))
+    canvas = square._Canvas.of(image, "linf")
+    windows, corners = jax.vmap(lambda k: square._window(k, jnp.asarray(3), canvas))(jax.random.split(key, 600))
+    np.testing.assert_array_equal(windows.sum((1, 2)), 9)
+    assert {tuple(c) for c in np.asarray(corners)} == {(i, j) for i in range(4) for j in range(8)}
+    for window, (row, column) in zip(np.asarray(windows)[:20], np.asarray(corners)[:20], strict=True):
+        assert window[row : row + 3, column : column + 3].all()
+
+
+def test_a_row_of_features_is_covered_to_its_end(key):
+    canvas = square._Canvas.of(jnp.zeros((1, 6)), "linf")
+    windows, _ = jax.vmap(lambda k: square._window(k, jnp.asarray(2), canvas))(jax.random.split(key, 200))
+    assert windows.any(0).all()
+
+
+@pytest.mark.parametrize("side", [3, 5, 8])
+def test_bumps(side):
+    """Unit norm; two halves of opposite sign; the second lies where the first stands."""
+    upright, lying = square._bump(side)
+    assert np.sum(upright**2) == pytest.approx(1)
+    assert (upright[: side // 2] >= 0).all()
+    assert (upright[side // 2 :] <= 0).all()
+    np.testing.assert_allclose(lying, upright.T)
+
+
+@pytest.mark.parametrize("shape", [(6, 6, 1), (9, 13, 2), (21, 10, 3), (28, 28, 1), (4, 4, 1), (7,), (3, 2)])
+def test_square_starts_everywhere_on_the_sphere_in_l2(shape, key):
+    """A model that any change fools: the first image lies at epsilon, with a bump on every part of the image."""
+    x = jnp.full((5, *shape), 0.5)
+    f = lambda u: jnp.stack([jnp.zeros(len(u)), jnp.abs(u - 0.5).reshape(len(u), -1).sum(1) - 1e-6], 1)
+    result = attacks.square(f, x, jnp.zeros(5, int), key, epsilon=0.3, norm="l2", num_queries=1)
+    assert result.success.all()
+    np.testing.assert_allclose(result.distance, 0.3, rtol=1e-4)
+    if len(shape) == 3 and min(shape[:2]) >= 6:
+        side = min(shape[:2]) // 5
+        delta = np.abs(result.x_adv - x).sum((0, 3))
+        rows, columns = (n // side for n in shape[:2])
+        assert (delta > 0).sum() > 0.8 * rows * columns * side * side
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(9, 13, 2), (12,), (5, 4)])
+def test_square_keeps_to_its_ball_and_climbs(shape, norm, key):
+    """A linear model with room: no step leaves the ball, and a few hundred queries find it."""
+    w = jax.random.normal(key, (int(np.prod(shape)),))
+    order = 2 if norm == "l2" else 1
+    share = 0.1 if norm == "l2" and len(shape) == 3 else 0.4
+    margin = share * 0.2 * jnp.linalg.norm(w, order)  # a share of what the best step in the ball does
+    f = lambda u: jnp.stack([margin + (u - 0.5).reshape(len(u), -1) @ w, jnp.zeros(len(u))], 1)
+    x = jnp.full((6, *shape), 0.5)
+    result = attacks.square(f, x, jnp.zeros(6, int), key, epsilon=0.2, norm=norm, num_queries=600)
+    assert result.success.mean() > 0.6
+    assert (result.distance[result.success] <= 0.2 + 1e-5).all()
+    assert not attacks.square(
+        f, x, jnp.zeros(6, int), key, epsilon=0.98 * share * 0.2, norm=norm, num_queries=50
+    ).success.any()
+
+
+# boxes
+
+
+@pytest.mark.parametrize("name", ["carlini_wagner", "ddn", "fab"])
+def test_bounds_of_every_feature(name, key):
+    """A box of another size for every feature, in part active: the exact distance by bisection on the dual."""
+    w = 30 * np.asarray(jax.random.normal(key, (2, 8)))
+    f = lambda x: x @ jnp.asarray(w, jnp.float32).T
+    low, high = jnp.linspace(-2.0, 0.0, 8), jnp.linspace(0.5, 4.0, 8)
+    x = low[None] + (high - low)[None] * jnp.clip(jax.random.uniform(key, (8, 8), minval=-0.3, maxval=1.3), 0, 1)
+    y = jnp.argmax(f(x), 1)
+    attack = {
+        "carlini_wagner": partial(attacks.carlini_wagner, initial_const=1.0, num_steps=1500, learning_rate=0.01),
+        "ddn": partial(attacks.ddn, key=key, num_steps=1000),
+        "fab": attacks.fab,
+    }[name]
+    result = jax.jit(lambda x: attack(f, x, y, bounds=(low, high)))(x)
+    span = np.asarray(high - low)
+    # in units of the box: min ||span d'|| becomes min ||e|| with e = span d' and its own limits
+    exact = np.array([boxed_distance(w[0] - w[1], image, np.asarray(low), span) for image in np.asarray(x)])
+    np.testing.assert_array_equal(np.isfinite(exact), result.success)
+    ratio = np.asarray(result.distance)[np.isfinite(exact)] / exact[np.isfinite(exact)]
+    assert ratio.min() > 1 - 1e-3
+    assert ratio.max() < 1.02, ratio
+    assert (result.x_adv >= low[None] - 1e-5).all()
+    assert (result.x_adv <= high[None] + 1e-5).all()
+
+
+def boxed_distance(w, x, low, span):
+    """min ||d||_2 with w . (x + d) = 0 and low <= x + d <= low + span, by bisection on the dual in float64."""
+    w, x = np.asarray(w, np.float64), np.asarray(x, np.float64)
+    sign = np.sign(-w @ x)
+    move = lambda s: np.clip(sign * s * w, low - x, low + span - x)
+    left, right = 0.0, 1.0
+    while sign * (w @ (x + move(right))) < 0:
+        right *= 2
+        if right > 1e9:
+            return np.inf
+    for _ in range(200):
+        middle = (left + right) / 2
+        left, right = (middle, right) if sign * (w @ (x + move(middle))) < 0 else (left, middle)
+    return np.linalg.norm(move(right))
+
+
+def test_scalar_bounds_are_the_same_box():
+    w, x = np.array([1.0, 2.0]), np.array([0.9, 0.8])
+    assert boxed_distance(w, x - 0.5, np.full(2, -0.5), np.ones(2)) == pytest.approx(box_active_distance(w, 1.5, x))
+
+
+@pytest.mark.parametrize("name", ["pgd", "apgd", "square"])
+def test_bounds_of_every_channel_are_those_of_the_pixels(name, key):
+    """Images normalised channel by channel, attacked in their own bounds; a ball in units of one channel's scale."""
+    mean, std = jnp.array([[[[0.485, 0.456, 0.406]]]]), 0.25
+    raw = jnp.clip(jax.random.uniform(key, (6, 6, 6, 3), minval=-0.2, maxval=1.2), 0, 1)
+    w = jax.random.normal(jax.random.fold_in(key, 1), (108, 5))
+    f = lambda x: x.reshape(len(x), -1) @ w
+    from_raw = lambda u: f((u - mean) / std)
+    y = jnp.argmax(from_raw(raw), 1)
+    attack = {
+        "pgd": partial(attacks.pgd, num_steps=5),
+        "apgd": partial(attacks.apgd, key=key, num_steps=10),
+        "square": partial(attacks.square, key=key, num_queries=30),
+    }[name]
+    sizes = lambda e: {"epsilon": e} | ({"step_size": e / 4} if name == "pgd" else {})
+    expected = attack(from_raw, raw, y, **sizes(0.05))
+    x, bounds = (raw - mean) / std, (-mean[0, 0, 0] / std, (1 - mean[0, 0, 0]) / std)
+    result = attack(f, x, y, bounds=bounds, **sizes(0.2))
+    np.testing.assert_allclose(result.x_adv * std + mean, expected.x_adv, atol=2e-4)
+    np.testing.assert_array_equal(result.success, expected.success)
