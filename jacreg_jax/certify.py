@@ -12,7 +12,7 @@ from jacreg_jax.batches import Progress
 from jacreg_jax.intervals import Interval as Interval, interval_bounds as interval_bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.predictions import predicted_class
-from jacreg_jax.types import Array, Function
+from jacreg_jax.types import Array, Counter, Function
 
 
 class Certificate(NamedTuple):
@@ -100,6 +100,11 @@ def certify_smoothed(
     Raises:
         TypeError: x is not floating point; key is not a typed key.
         ValueError: no samples, or NaN or infinite ones; sigma not above 0; alpha outside (0, 1); counts below 1.
+
+    Example:
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> certify_smoothed(f, jnp.array([[9.0], [0.5]]), jax.random.key(0), sigma=0.1).prediction.tolist()
+        [0, -1]
 
     Reference: Cohen, Rosenfeld, Kolter (2019), https://arxiv.org/abs/1902.02918.
     """
@@ -190,7 +195,7 @@ def interval_radius(
         slack = 1e-5 * (1 + jnp.maximum(jnp.abs(z.low), jnp.abs(z.high)).max(-1))  # rounding
         return true_logit(z.low, label) > jnp.max(others(z.high, label), axis=-1) + slack
 
-    def halve(_: Array, ends: tuple[Array, Array]) -> tuple[Array, Array]:
+    def halve(_: Counter, ends: tuple[Array, Array]) -> tuple[Array, Array]:
         good, bad = ends
         middle = (good + bad) / 2
         proved = is_proved(middle)

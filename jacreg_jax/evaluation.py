@@ -44,7 +44,7 @@ def accuracy(f: Function, x: Any, y: Any, *, batch_size: int = 500) -> float:
 
     Example:
         >>> accuracy(lambda x: x, np.eye(3), np.array([0, 1, 0]))
-        0.6666666865348816
+        0.6666666666666666
     """
     return float(map_batches(_correct, f, x, y, batch_size=batch_size).mean())
 

@@ -67,8 +67,8 @@ def ddn(
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
         >>> x, y = jnp.array([[0.7], [0.9]]), jnp.array([0, 0])
-        >>> ddn(f, x, y, jax.random.key(0)).distance.round(2).tolist()
-        [0.20000000298023224, 0.4000000059604645]
+        >>> [round(float(d), 2) for d in ddn(f, x, y, jax.random.key(0)).distance]
+        [0.2, 0.4]
 
     Reference: Rony et al. (2019), https://arxiv.org/abs/1811.09600.
     """

@@ -66,8 +66,8 @@ def fab(
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
         >>> x, y = jnp.array([[0.7], [0.9]]), jnp.array([0, 0])
-        >>> fab(f, x, y).distance.round(2).tolist()
-        [0.20999999344348907, 0.41999998688697815]
+        >>> [round(float(d), 2) for d in fab(f, x, y).distance]
+        [0.2, 0.4]
 
     Reference: Croce, Hein (2019), https://arxiv.org/abs/1907.02044.
     """
