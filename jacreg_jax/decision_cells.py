@@ -92,9 +92,7 @@ def adversarial_plane(x: Array, x_adv_1: Array, x_adv_2: Array) -> Plane:
     return _orthonormal(x, one - x, two - x)
 
 
-def decision_cells(
-    f: Function, plane: Plane, *, extent: float, resolution: int = 201, batch_size: int = 2048
-) -> Cells:
+def decision_cells(f: Function, plane: Plane, *, extent: float, resolution: int = 201, batch_size: int = 2048) -> Cells:
     """Predicted class and confidence on a square grid of the plane.
 
     Args:

@@ -150,7 +150,9 @@ def test_ensemble_against_pyautoattack(trained, torch, norm, epsilon):
     robust = {"ours": {}, "theirs": {}}
     for name, attack in ensemble.items():
         seeds = range(3 if name == "apgd-t" else 1)  # its random starts move either side by 0.6 points
-        found = [evaluation.run_attack(attack, f, x, y, jax.random.key(s), epsilon=epsilon, batch_size=250) for s in seeds]
+        found = [
+            evaluation.run_attack(attack, f, x, y, jax.random.key(s), epsilon=epsilon, batch_size=250) for s in seeds
+        ]
         robust["ours"][name] = 100 * (1 - float(np.mean([result.success for result in found])))
         peers = [AutoAttack(model, seed=s, attacks=[name], **options) for s in seeds]
         robust["theirs"][name] = 100 * np.mean([peer_accuracy(peer, model, x_torch, y_torch) for peer in peers])
