@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jacreg_jax import checks
 from jacreg_jax.probes import Probe, sample_probes
-from jacreg_jax.rows import Rows, chunked, sum_sq
+from jacreg_jax.rows import Rows, at_least_float32, chunked, sum_sq
 from jacreg_jax.types import Array, Float, PyTree
 
 VJP = Callable[..., Any]  # of ``z, vjp = jax.vjp(f, x)``
@@ -120,7 +120,7 @@ def _sum_with_its_gradient(norms_of: Callable[[Array], Array], chunks: Array, ze
 
 def _wide_zeros(constant: Array) -> Array:
     """Zeros in which gradients of the constant are summed: at least float32, cast once at the end."""
-    return jnp.zeros_like(constant, dtype=jnp.promote_types(constant.dtype, jnp.float32))
+    return jnp.zeros_like(constant, dtype=at_least_float32(constant.dtype))
 
 
 def _zeros(x: PyTree) -> PyTree:

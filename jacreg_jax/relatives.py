@@ -15,7 +15,7 @@ from jacreg_jax import checks
 from jacreg_jax.jacobian import exact_frobenius_sq, projected_frobenius_sq
 from jacreg_jax.keys import normal_like, sample_keys
 from jacreg_jax.probes import sample_probes
-from jacreg_jax.rows import Rows, batch_size, sum_sq
+from jacreg_jax.rows import Rows, at_least_float32, batch_size, sum_sq
 from jacreg_jax.types import Array, Float, Function, Int, PyTree
 
 
@@ -275,5 +275,5 @@ def _folded(keys: jax.Array, i: int) -> jax.Array:
 
 def _sum_abs(tree: PyTree) -> Float[Array, " B"]:
     """Per-sample L1 norm, at least in float32."""
-    wide = lambda leaf: jnp.abs(leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32)))
+    wide = lambda leaf: jnp.abs(leaf.astype(at_least_float32(leaf.dtype)))
     return sum(jnp.sum(wide(leaf).reshape(len(leaf), -1), axis=1) for leaf in jax.tree.leaves(tree))  # type: ignore[return-value]

@@ -52,13 +52,18 @@ class Rows:
 
     def ravel(self, tree: PyTree) -> Float[Array, "B size"]:
         """The inverse of unravel, at least in float32."""
-        wide = lambda leaf: leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        wide = lambda leaf: leaf.astype(at_least_float32(leaf.dtype))
         return jnp.concatenate([wide(leaf).reshape(self.batch, -1) for leaf in jax.tree.leaves(tree)], axis=1)
 
     def unit(self, index: Array) -> Any:
         """The unit vector e_index in every row, as the pytree; zero where index is size or more."""
         e = (jnp.arange(self.size) == index).astype(jnp.zeros(()).dtype)
         return self.unravel(jnp.broadcast_to(e, (self.batch, self.size)))
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """The dtype itself, or float32 in place of half precision; by hand, since promotion may be strict."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 def batch_size(x: PyTree) -> int:
@@ -70,7 +75,7 @@ def sum_sq(tree: PyTree) -> Float[Array, " B"]:
     """Per-sample sum of squares, at least in float32; never a norm, whose gradient at 0 is NaN."""
     total: Any = 0.0
     for leaf in jax.tree.leaves(tree):
-        wide = leaf.astype(jnp.promote_types(leaf.dtype, jnp.float32))
+        wide = leaf.astype(at_least_float32(leaf.dtype))
         total = total + jnp.sum(wide**2, axis=tuple(range(1, leaf.ndim)))
     return total
 

@@ -8,20 +8,23 @@
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from jacreg_jax import checks, deprecation, keys as streams
+from jacreg_jax.objectives import (
+    Batch,
+    Objective,
+    binary_cross_entropy as binary_cross_entropy,
+    cross_entropy as cross_entropy,
+    squared_error as squared_error,
+)
 from jacreg_jax.penalties import BoundModel, Penalty, projected
 from jacreg_jax.penalty import joint_loss, standard_error
-from jacreg_jax.types import Apply, Array, Float, PyTree
-
-Batch: TypeAlias = Mapping[str, Any]
-Objective: TypeAlias = Callable[[Any, Batch], tuple[Array, dict[str, Array]]]  # (z, batch) -> (losses [B], metrics)
+from jacreg_jax.types import Apply, Array, PyTree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,96 +209,3 @@ def _statistics(penalty: Any, norms: Array | None) -> dict[str, Array]:
     error, m = standard_error(norms), jnp.full_like(jnp.sum(norms), norms.shape[0])
     mean = jnp.mean(norms) if isinstance(penalty, float) else jax.lax.stop_gradient(penalty)
     return {"penalty": mean, "penalty_error": error, "penalty_count": m}
-
-
-# objectives: (z, batch) -> (losses [B], metrics {name: [B]})
-
-
-def cross_entropy(
-    z: Float[Array, "B *T C"], batch: Batch, *, label_smoothing: float = 0.0
-) -> tuple[Float[Array, " B"], dict[str, Array]]:
-    """-sum_c y_c log softmax(z)_c of every sample; see `classification_loss`.
-
-    Example:
-        >>> losses, metrics = cross_entropy(jnp.zeros((2, 4)), {"label": jnp.asarray([0, 3])})
-        >>> losses.round(3), metrics["accuracy"]
-        (Array([1.386, 1.386], dtype=float32), Array([ True, False], dtype=bool))
-    """
-    label, z, mask = _label(batch), _wide(z), batch.get("mask")
-    if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
-        soft, hard = label, jnp.argmax(label, -1)
-    elif jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
-        soft, hard = None, label
-        if mask is None:
-            checks.labels(label, label.shape, z.shape[-1], "label")
-        else:
-            hard = jnp.where(mask > 0, label, 0)  # what is masked may hold any label, such as -1
-    else:
-        raise ValueError(
-            f"label must be integers of shape {z.shape[:-1]} or distributions of shape {z.shape}, for logits of shape "
-            f"{z.shape}; got {label.dtype}{list(label.shape)}"
-        )
-    if label_smoothing:
-        soft = jax.nn.one_hot(hard, z.shape[-1], dtype=z.dtype) if soft is None else soft
-        soft = optax.smooth_labels(soft, label_smoothing)
-    if soft is None:
-        losses = optax.softmax_cross_entropy_with_integer_labels(z, hard)
-    else:
-        losses = optax.softmax_cross_entropy(z, soft)
-    hits = jnp.argmax(z, -1) == hard
-    losses, hits = (_mean_of_sample(values, mask) for values in (losses, hits))
-    return losses, {"cross_entropy": losses, "accuracy": hits}
-
-
-def squared_error(z: Float[Array, "B *S"], batch: Batch) -> tuple[Float[Array, " B"], dict[str, Array]]:
-    """||z - y||^2 of every sample; see `regression_loss`.
-
-    Example:
-        >>> squared_error(jnp.zeros((1, 2)), {"label": jnp.asarray([[3.0, 4.0]])})[0]
-        Array([25.], dtype=float32)
-    """
-    label = _label(batch, z.shape)
-    losses = jnp.sum((_wide(z) - label).reshape(len(z), -1) ** 2, axis=1)
-    return losses, {"squared_error": losses}
-
-
-def binary_cross_entropy(z: Float[Array, "B *C"], batch: Batch) -> tuple[Float[Array, " B"], dict[str, Array]]:
-    """-sum_c (y_c log s(z_c) + (1 - y_c) log s(-z_c)) with the sigmoid s; see `multi_label_loss`.
-
-    Example:
-        >>> binary_cross_entropy(jnp.zeros((1, 2)), {"label": jnp.asarray([[0, 1]])})[0].round(3)
-        Array([1.386], dtype=float32)
-    """
-    label, z = _label(batch, z.shape), _wide(z)
-    losses = optax.sigmoid_binary_cross_entropy(z, label.astype(z.dtype)).reshape(len(z), -1).sum(1)
-    hits = _mean_of_sample((z > 0) == (label > 0.5), None)
-    return losses, {"cross_entropy": losses, "accuracy": hits}
-
-
-def _label(batch: Batch, shape: tuple[int, ...] | None = None) -> Array:
-    if "label" not in batch:
-        raise ValueError(f"batch must hold 'label', got {sorted(batch)}")
-    if not hasattr(batch["label"], "shape") or not hasattr(batch["label"], "dtype"):
-        raise TypeError(f"label must be an array, got {type(batch['label']).__name__}")
-    label = jnp.asarray(batch["label"])
-    if shape is not None and label.shape != shape:
-        raise ValueError(f"label must have the shape of the output, {shape}, got {label.shape}")
-    return label
-
-
-def _wide(z: Array) -> Array:
-    """At least in float32."""
-    return z.astype(jnp.promote_types(z.dtype, jnp.float32))
-
-
-def _mean_of_sample(values: Array, mask: Any) -> Array:
-    """[B, ...] -> [B]: the mean over the positions that the mask marks, or over all."""
-    if values.ndim == 1:
-        return values
-    values, axes = values if values.dtype != bool else values.astype(jnp.float32), tuple(range(1, values.ndim))
-    if mask is None:
-        return jnp.mean(values, axis=axes)
-    if mask.shape != values.shape:
-        raise ValueError(f"mask must have shape {values.shape}, one entry for each position, got {mask.shape}")
-    mask = mask.astype(values.dtype)
-    return jnp.sum(jnp.where(mask > 0, values, 0) * mask, axis=axes) / jnp.maximum(jnp.sum(mask, axis=axes), 1)

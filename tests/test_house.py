@@ -35,7 +35,8 @@ MAP = {
     "cyclopropagation": (BASE, FLOOR | {"deprecation", "probes"}),
     "metrics": (BASE, set()),
     "accumulation": (BASE, FLOOR | {"metrics"}),
-    "supervised": (BASE | {"optax"}, FLOOR | {"deprecation", "penalties", "penalty"}),
+    "objectives": (BASE | {"optax"}, FLOOR | {"rows"}),
+    "supervised": (BASE, FLOOR | {"deprecation", "objectives", "penalties", "penalty"}),
     "sharding": (BASE, FLOOR),
     "training": (BASE | {"optax"}, FLOOR | {"accumulation", "concrete", "guard", "metrics", "sharding", "supervised"}),
     "schedules": ({"optax"}, FLOOR),
@@ -111,7 +112,17 @@ def test_a_reader_can_take_it_in(path):
             assert length <= 60, f"{node.name} has {length} lines"
 
 
-INNER = {"batches", "concrete", "deprecation", "functional", "guard", "intervals", "interval_rules", "programs"}
+INNER = {
+    "batches",
+    "objectives",
+    "concrete",
+    "deprecation",
+    "functional",
+    "guard",
+    "intervals",
+    "interval_rules",
+    "programs",
+}
 INNER |= {"fooling", "predictions"}  # whose public names stand in evaluation and in others
 
 

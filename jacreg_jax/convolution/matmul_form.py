@@ -45,7 +45,7 @@ def _matmul_input(w: Array, g: Array, *, geometry: Geometry, precision: Any) -> 
 
 def _matmul_kernel(x: Array, g: Array, *, geometry: Geometry, precision: Any) -> Array:
     tiling = Tiling.of(geometry, x.shape[-1], g.shape[-1])
-    wide = jnp.promote_types(x.dtype, jnp.float32)  # sum over blocks without rounding in between
+    wide = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32  # sum over blocks without rounding in between
 
     def block(x: Array, g: Array) -> Array:  # (g^T P)^T, the faster order
         return jnp.dot(tiling.tile(g).T, tiling.patches(x), precision=precision, preferred_element_type=wide)
