@@ -8,14 +8,15 @@ import os
 import sys
 from pathlib import Path
 
-import tyro
-
 from experiments import catalogue
 from experiments.catalogue import names
+from experiments.lab import stopping
 
 
 def parse(name: str, arguments: list[str]):
     """The module of an experiment and its frozen Config, the paper's by default; --quick starts from its QUICK."""
+    import tyro  # here, as what follows is slow to import, and a signal that comes meanwhile is one line too
+
     module = catalogue.load(name)
     default = module.Config()
     if "--quick" in arguments:
@@ -35,7 +36,12 @@ def run(module, config):
 
 
 def main():
-    """Run the experiment that the command line names."""
+    """Run the experiment that the command line names; SIGINT and SIGTERM end it with one line."""
+    with stopping.in_one_line():
+        _main()
+
+
+def _main():
     listing = "experiments: " + ", ".join(names())
     if len(sys.argv) < 2 or sys.argv[1] in ("-h", "--help"):
         print(f"{__doc__}\n{listing}\n\nOptions of one: python -m experiments NAME --help")

@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments import RESULTS, RUNS
-from experiments.lab import record, runner
+from experiments.lab import disk, record, runner
 from experiments.lab.batches import reshuffled
 from experiments.page import plots, results
 from jacreg_jax import attacks, datasets, decision_cells, evaluation, penalties, training
@@ -157,6 +157,9 @@ def run(config: Config) -> dict:
     settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("data_dir", "commit")}
     if config.commit:
         record.is_done(RESULTS / f"demo_{config.dataset}.json", settings)  # raises for another configuration's
+    folders = [RUNS / "demo", *([RESULTS] if config.commit else [])]
+    for folder in folders:
+        disk.check_room(folder)
     images, labels = load(config, "train")
     test_images, test_labels = load(config, "test")
     data = {"image": images, "label": labels}
@@ -172,7 +175,7 @@ def run(config: Config) -> dict:
     both_right = correct_by_all(trained, test_images[:100], test_labels[:100])
     chosen = int(np.argmax(both_right))
     drawing = figure(trained, test_images[chosen], test_labels[chosen], config.num_rays, config.resolution)
-    for folder in [RUNS / "demo", *([RESULTS] if config.commit else [])]:
+    for folder in folders:
         record.write_json(folder / f"demo_{config.dataset}.json", result)
         plots.save(drawing, folder / f"demo_{config.dataset}.png")
         print(f"wrote {folder / f'demo_{config.dataset}.json'} and .png")

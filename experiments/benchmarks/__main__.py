@@ -11,7 +11,7 @@ from experiments import RESULTS
 from experiments.benchmarks import attack_cost, page, step_cost
 from experiments.benchmarks.step_cost import VARIANTS, jax_case, scan_case, torch_case
 from experiments.benchmarks.torch_worker import Worker
-from experiments.lab import record
+from experiments.lab import record, stopping
 from jacreg_jax import host_memory
 
 
@@ -78,4 +78,5 @@ def write(name: str, rows: list[dict], config: Config):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with stopping.in_one_line("stopped; tables that were printed are written, the others start anew"):
+        main(tyro.cli(Config, description=__doc__))

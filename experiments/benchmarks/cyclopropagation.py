@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments import RESULTS
 from experiments.benchmarks import page
 from experiments.benchmarks.step_cost import Case, measure
-from experiments.lab import record
+from experiments.lab import record, stopping
 from jacreg_jax import exact_frobenius_sq, host_memory, penalties
 from jacreg_jax.cyclopropagation import TANH, penalty_and_grad, perceptron
 
@@ -78,4 +78,5 @@ def main(config: Config):
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__))
+    with stopping.in_one_line("stopped; tables that were printed are written, the others start anew"):
+        main(tyro.cli(Config, description=__doc__))

@@ -6,7 +6,7 @@ All are L2 in raw pixels. An attack is data: a name, a function of `jacreg_jax.a
 import dataclasses
 import inspect
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.lab import record
+from experiments.lab import disk, record
 from experiments.lab.options import Options
 from experiments.lab.problems import MNIST_LENET, Problem, images
 from experiments.lab.zoo import Model
 from jacreg_jax import attacks, evaluation
 
 BLOCK = 250  # samples that are attacked at once and kept in one file
+PARTS = "distance", "steps"  # of what is found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +92,20 @@ def find(model: Model, seed: int, attack: Attack, num_samples: int, options: Opt
         for start in tqdm(starts, desc=f"{attack.name}, seed {seed}", unit="block", dynamic_ncols=True):
             rows = slice(start, min(start + BLOCK, num_samples))
             path = folder / f"{start}-{rows.stop}.npz"
-            if not path.exists():
-                record.write_arrays(path, _block(model, seed, attack, test, rows))
-            parts.append(record.read_arrays(path))
-    return {key: np.concatenate([part[key] for part in parts]) for key in ("distance", "steps")}
+            part = record.kept(path, partial(_read_block, rows=rows))
+            if part is None:
+                disk.check_room(folder)
+                part = _block(model, seed, attack, test, rows)
+                record.write_arrays(path, part)
+            parts.append(part)
+    return {key: np.concatenate([part[key] for part in parts]) for key in PARTS}
+
+
+def _read_block(path: Path, remedy: str, rows: slice) -> dict[str, np.ndarray]:
+    part = record.read_arrays(path, remedy)
+    if {name: len(array) for name, array in part.items()} != dict.fromkeys(PARTS, rows.stop - rows.start):
+        raise ValueError(f"{path} is damaged (it is no block of {rows.stop - rows.start} samples); {remedy}")
+    return part
 
 
 def _block(model: Model, seed: int, attack: Attack, test: dict, rows: slice) -> dict[str, np.ndarray]:
@@ -133,8 +144,9 @@ def robust_after(model: Model, seed: int, *, norm: str, epsilon: float, num_quer
     settings = {"ensemble": norm, "epsilon": epsilon, "num_queries": num_queries, "left": list(map(int, left))}
     config = {"weights": model.weights, "problem": model.problem.name, "seed": seed} | settings
     path = Path(options.runs) / "attacks" / f"ensemble-{record.digest(config)}.json"
-    if record.is_done(path, config):
-        return record.read_json(path)["robust"]
+    found = record.kept(path, record.read_json)
+    if found is not None and record.is_done(path, config):
+        return found["robust"]
     test, chain = images(model.problem, "test", options.data_dir), ensemble(norm, num_queries)
     if not len(left):
         return dict.fromkeys(chain, 0)

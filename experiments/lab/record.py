@@ -10,8 +10,6 @@ import platform
 import shlex
 import subprocess
 import sys
-import zipfile
-import zlib
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -19,14 +17,26 @@ from pathlib import Path
 import numpy as np
 
 from experiments import ROOT
+from experiments.lab import disk
+
+
+@contextlib.contextmanager
+def _whole(path: Path):
+    """A file to write, which then takes the place of path: a reader sees the old one or the new one, never half."""
+    with disk.writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        try:
+            yield partial
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text to path atomically: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    partial.replace(path)
+    """Write text to path atomically."""
+    with _whole(path) as partial:
+        partial.write_text(text)
 
 
 def write_json(path: Path, content) -> None:
@@ -36,10 +46,8 @@ def write_json(path: Path, content) -> None:
 
 def write_arrays(path: Path, arrays: dict) -> None:
     """Write named arrays to an .npz atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.stem}.{os.getpid()}.partial.npz")
-    np.savez(partial, **arrays)
-    partial.replace(path)
+    with _whole(path) as partial, partial.open("wb") as file:
+        np.savez(file, **arrays)
 
 
 def as_json(values: np.ndarray) -> list:
@@ -47,7 +55,10 @@ def as_json(values: np.ndarray) -> list:
     return [round(float(v), 4) if np.isfinite(v) else None for v in values]
 
 
-def read_json(path: Path, remedy: str = "remove it, and the same command makes it anew"):
+REMEDY = "remove it, and the same command makes it anew"
+
+
+def read_json(path: Path, remedy: str = REMEDY):
     """The content of a json file.
 
     Raises:
@@ -59,7 +70,7 @@ def read_json(path: Path, remedy: str = "remove it, and the same command makes i
         raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
 
 
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
+def read_arrays(path: Path, remedy: str = REMEDY) -> dict[str, np.ndarray]:
     """The arrays of an .npz.
 
     Raises:
@@ -68,10 +79,21 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(f"{path} is damaged ({error}); remove it, and the same command makes it anew") from None
+    except (FileNotFoundError, PermissionError):
+        raise
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for single bits
+        raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
+
+
+def kept(path: Path, read: Callable):
+    """What read finds in a file that can be made anew; None where it is missing or damaged, and the latter is said."""
+    if not path.exists():
+        return None
+    try:
+        return read(path, "it is made anew")
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return None
 
 
 def digest(config: dict) -> str:
@@ -94,7 +116,7 @@ def is_done(path: Path, config: dict, option: str = "--out") -> bool:
         return False
     found = read_json(path)
     if not isinstance(found, dict) or "config" not in found:
-        raise ValueError(f"{path} is no result, it has no configuration; remove it")
+        raise ValueError(f"{path} is no result, it has no configuration; {REMEDY}")
     found, config = found["config"], json.loads(json.dumps(config))
     if found != config:
         raise ValueError(
@@ -129,9 +151,12 @@ def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> d
 
     Raises:
         ValueError: path holds the result of another configuration, or is damaged.
+        OSError: its folder cannot be written; raised before anything is computed.
     """
     result = read_result(path, config)
     missing = [seed for seed in seeds if str(seed) not in result["models"]]
+    if missing:
+        disk.check_room(path.parent)
     for seed, metrics in compute(missing) if missing else ():
         facts = {"commits": {str(seed): commit()}, "environment": environment()}
         with _alone(path.parent):
@@ -150,7 +175,12 @@ def read_result(path: Path, config: dict) -> dict:
     Raises:
         ValueError: it holds the result of another configuration, or is damaged.
     """
-    return read_json(path) if is_done(path, config) else {"config": config, "models": {}}
+    if not is_done(path, config):
+        return {"config": config, "models": {}}
+    result = read_json(path)
+    if not isinstance(result.get("models"), dict):
+        raise ValueError(f"{path} is no result, it has no models; {REMEDY}")
+    return result
 
 
 @contextlib.contextmanager
@@ -172,8 +202,10 @@ def lock(folder: Path):
     Raises:
         BlockingIOError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
+    with disk.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

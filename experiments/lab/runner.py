@@ -1,5 +1,5 @@
 """The training loop of every experiment: many steps a dispatch, a progress bar, checkpoints, a stop at what is not
-finite. A run that is killed goes on from its last checkpoint and ends with the numbers of one that was not.
+finite. A run that is stopped or killed goes on from its last checkpoint and ends with the numbers of one that was not.
 """
 
 import json
@@ -9,10 +9,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from tqdm import tqdm
 
-from experiments.lab import record
+from experiments.lab import disk, record, stopping
+from experiments.lab.checkpoints import Checkpoints
 from jacreg_jax import training
 
 
@@ -50,7 +50,9 @@ def train(
 
     Raises:
         NonFiniteError: with the step; its `state` is the last good one.
-        ValueError: intervals that are no multiples of dispatch.
+        ValueError: intervals that are no multiples of dispatch; no checkpoint in folder that is whole.
+        OSError: folder cannot be written, or has no room for a checkpoint.
+        Stopped: SIGINT or SIGTERM came; the dispatch in hand was finished, and its state saved.
     """
     if checkpoint_every % dispatch or (observe and observe_every % dispatch):
         raise ValueError(
@@ -59,12 +61,14 @@ def train(
         )
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
-    with Log(folder) as log:
+    with Log(folder) as log, stopping.deferred() as signal:
         state, history = log.restore(state)
         step = int(np.max(state.step))
+        if step < num_steps:
+            log.check_room(state)
         with tqdm(total=num_steps, initial=step, desc=label, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
-            while step < num_steps:
-                count = min(dispatch, num_steps - step)
+            while step < num_steps and not signal.number:
+                count = min(dispatch - step % dispatch, num_steps - step)
                 rows, start = indices(step, count), time.perf_counter()
                 state, metrics = steps(state, data, rows)
                 metrics = jax.device_get(metrics)
@@ -80,6 +84,10 @@ def train(
                     log.save(step, state)
                 bar.update(count)
                 bar.set_postfix({k: f"{np.mean(row[k]):.3g}" for k in ("loss", "accuracy", "penalty") if k in row})
+        if signal.number:
+            log.save(step, state)
+            goes_on = "goes on" if folder else "starts anew"
+            raise stopping.Stopped(signal.number, f"stopped at step {step}; the same command {goes_on}")
     return state, history
 
 
@@ -126,48 +134,45 @@ def read_history(path: Path) -> list[dict]:
 
 
 class Log:
-    """metrics.jsonl and Orbax checkpoints in one folder; does nothing where folder is None."""
+    """metrics.jsonl and checkpoints in one folder; does nothing where folder is None."""
 
     def __init__(self, folder: Path | None):
         self.folder = folder and Path(folder).absolute()
 
     def __enter__(self):
         if self.folder:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, enable_async_checkpointing=False)
-            self.manager = ocp.CheckpointManager(self.folder / "checkpoints", options=options)
+            with disk.writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+            self.checkpoints = Checkpoints(self.folder / "checkpoints")
             self.metrics = self.folder / "metrics.jsonl"
         return self
 
     def __exit__(self, *error):
         if self.folder:
-            self.manager.close()
+            self.checkpoints.close()
+
+    def check_room(self, state):
+        """See `Checkpoints.check_room`."""
+        if self.folder:
+            self.checkpoints.check_room(state)
 
     def restore(self, state):
         """The state of the last checkpoint, and the metrics up to it; what was logged after it is dropped."""
-        last = self.manager.latest_step() if self.folder else None
-        if last is None:
-            if self.folder and self.metrics.exists():
-                self.metrics.unlink()
+        if not self.folder:
             return state, []
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
-        try:
-            state = self.manager.restore(last, args=ocp.args.StandardRestore(abstract))
-        except Exception as error:  # Orbax does not say what it raises
-            path = self.folder / "checkpoints" / str(last)
-            remedy = "remove it, and the same command goes on from the checkpoint before"
-            raise ValueError(f"{path} cannot be read ({type(error).__name__}: {error}); {remedy}") from error
-        history = [row for row in read_history(self.metrics) if row["step"] <= last]
-        record.write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in history))
-        return state, history
+        rows = read_history(self.metrics) if self.checkpoints.steps() else []
+        state, last = self.checkpoints.restore(state, {row["step"] for row in rows})
+        rows = [row for row in rows if row["step"] <= last]
+        record.write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+        return state, rows
 
     def write(self, row: dict):
         """Append one line."""
         if self.folder:
-            with self.metrics.open("a") as file:
+            with disk.writing(self.metrics), self.metrics.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 
     def save(self, step: int, state):
-        """A checkpoint: whole, or not there."""
-        if self.folder:
-            self.manager.save(step, args=ocp.args.StandardSave(state))
+        """A checkpoint of a step that was trained: whole, or not there."""
+        if self.folder and step:
+            self.checkpoints.save(step, state)

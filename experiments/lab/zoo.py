@@ -92,7 +92,7 @@ def train(
                 missing = [member for member in wanted if not model_path(*member, options).exists()]
                 members = _unfinished(recipe, seed, options) or missing[:size]
             _train_group(members, options, watch)
-        yield seed, load(path, recipe.problem)
+        yield seed, _as_written(path, load(path, recipe.problem))
 
 
 def group_size(options: Options) -> int:
@@ -115,6 +115,20 @@ def load(path: Path, problem: Problem) -> Model:
     params = {name: array for name, array in arrays.items() if not name.startswith(STATE)}
     state = {name.removeprefix(STATE): array for name, array in arrays.items() if name.startswith(STATE)}
     return Model(problem, *(traverse_util.unflatten_dict(part, sep="/") for part in (params, state)))
+
+
+def _as_written(path: Path, model: Model) -> Model:
+    """The model of a file, if its weights are those that were written with it.
+
+    Raises:
+        ValueError: they are others; with the path and the remedy.
+    """
+    facts = path.with_suffix(".json")
+    remedy = f"remove {path}, and the same command makes both anew, from the last checkpoint where there is one"
+    written = record.read_json(facts, remedy).get("weights") if facts.exists() else None  # old ones do not say
+    if written is not None and written != model.weights:
+        raise ValueError(f"{path} is damaged (its weights are not those of {facts}); {remedy}")
+    return model
 
 
 def _run_folder(members: Sequence[tuple[Recipe, int]], options: Options, watch: Watch | None) -> Path:

@@ -7,6 +7,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
+from experiments.lab import record
+
 CLASS_COLOURS = plt.get_cmap("tab10")
 COLOURS = {"none": "#444444", "L2": "#1f77b4", "dropout": "#2ca02c", "Jacobian": "#d62728", "all": "#9467bd"}
 DEFENCE_COLOURS = {"none": "#444444", "adversarial": "#ff7f0e", "Jacobian": "#d62728", "both": "#9467bd"}
@@ -99,21 +101,24 @@ def planes(path: Path, facts: dict, titles: dict[str, str]):
         path: .npz of ROW/image, ROW/MODEL/classes, confidence and radius.
         facts: with samples (label, dots) and the extent of a panel.
         titles: of the models.
+
+    Raises:
+        ValueError: the file is damaged; with its path and the remedy.
     """
     extent = facts["config"]["extent"]
-    with np.load(path) as arrays:
-        rows, columns = len(facts["samples"]), len(titles) + 1
-        figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.9 * rows), squeeze=False)
-        for row, sample in enumerate(facts["samples"]):
-            draw_image(axes[row, 0], arrays[f"{row}/image"][..., None] / 255, f"label {sample['label']}")
-            for axis, (model, title) in zip(axes[row, 1:], titles.items(), strict=True):
-                classes, confidence, radius = (
-                    arrays[f"{row}/{model}/{part}"] for part in ("classes", "confidence", "radius")
-                )
-                draw_cells(axis, classes, confidence / 255, extent, radius, title)
-                for dot, colour in zip(sample["dots"], ("#555555", "white"), strict=False):
-                    axis.plot(*dot, "o", color=colour, markeredgecolor="k", markersize=5)
-        seen = np.concatenate([arrays[k].ravel() for k in arrays if k.endswith("classes")])
+    arrays = record.read_arrays(path, "check it out again, or run its experiment")
+    rows, columns = len(facts["samples"]), len(titles) + 1
+    figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.9 * rows), squeeze=False)
+    for row, sample in enumerate(facts["samples"]):
+        draw_image(axes[row, 0], arrays[f"{row}/image"][..., None] / 255, f"label {sample['label']}")
+        for axis, (model, title) in zip(axes[row, 1:], titles.items(), strict=True):
+            classes, confidence, radius = (
+                arrays[f"{row}/{model}/{part}"] for part in ("classes", "confidence", "radius")
+            )
+            draw_cells(axis, classes, confidence / 255, extent, radius, title)
+            for dot, colour in zip(sample["dots"], ("#555555", "white"), strict=False):
+                axis.plot(*dot, "o", color=colour, markeredgecolor="k", markersize=5)
+    seen = np.concatenate([arrays[k].ravel() for k in arrays if k.endswith("classes")])
     figure.subplots_adjust(hspace=0.35, bottom=0.16 / rows + 0.04)
     class_legend(figure, seen)
     return figure

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lab import options, record, zoo
+from experiments.lab import disk, options, record, zoo
 from experiments.lab.problems import MNIST_LENET, images
 from experiments.lab.recipes import Recipe, defences, regularizers
 from experiments.page import plots, results
@@ -65,6 +65,7 @@ def run(config: Config):
         if record.is_done(path, written):
             print(f"read from {path}, nothing trained; --out FOLDER to run it")
             continue
+        disk.check_room(path.parent)
         test = images(MNIST_LENET, "test", config.data_dir)
         every = recipes(figure, config).items()
         models = [

@@ -1,0 +1,149 @@
+"""Checkpoints by Orbax, each with the digests of its files beside it; the newest that is whole is gone on with."""
+
+import contextlib
+import hashlib
+import logging
+import shutil
+import sys
+from collections.abc import Collection
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from experiments.lab import disk, record
+
+KEPT = 2  # the newest, and the one before it
+
+
+class Checkpoints:
+    """STEP and STEP.sha256 for each checkpoint in a folder."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        with disk.writing(folder):
+            options = ocp.CheckpointManagerOptions(enable_async_checkpointing=False, cleanup_tmp_directories=True)
+            self.manager = ocp.CheckpointManager(folder, options=options)
+
+    def close(self):
+        """Let go of the folder."""
+        self.manager.close()
+
+    def steps(self) -> list[int]:
+        """Those that are there, whole or not, the newest first."""
+        return sorted((int(p.name) for p in self.folder.iterdir() if p.is_dir() and p.name.isdecimal()), reverse=True)
+
+    def check_room(self, state):
+        """That there is room for those that will lie here together.
+
+        Raises:
+            OSError: there is not.
+        """
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+        disk.check_room(self.folder, size * max(1, KEPT + 1 - len(self.steps())))
+
+    def restore(self, state, logged: Collection[int]):
+        """(state, step) of the newest checkpoint that is whole; (state, None) where there is none at all.
+
+        A newer one that is not is removed, and a line on stderr says so: the training that follows makes it anew.
+
+        Args:
+            state: of the same structure.
+            logged: the steps that the log of the metrics holds; one that is not among them is of no use.
+
+        Raises:
+            ValueError: there are some, and none is whole; with their paths and the remedy.
+        """
+        abstract, faults = jax.tree.map(ocp.utils.to_shape_dtype_struct, state), {}
+        for step in self.steps():
+            faults[step] = self.fault(step) or ("" if step in logged else "metrics.jsonl holds no row of it")
+            if not faults[step]:
+                try:
+                    state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                except Exception as error:  # Orbax does not say what it raises
+                    faults[step] = f"cannot be read ({type(error).__name__}: {error})"
+                else:
+                    del faults[step]
+                    self._drop(faults, step)
+                    return state, step
+        if faults:
+            each = "; ".join(f"{self.folder / str(step)}: {fault}" for step, fault in faults.items())
+            remedy = f"remove {self.folder.parent}, and the same command trains from the start"
+            raise ValueError(f"no checkpoint can be used. {each}. To go on, {remedy}")
+        return state, None
+
+    def fault(self, step: int) -> str:
+        """What is wrong with the files of a checkpoint; empty where they are those that were written.
+
+        One without digests is of an older version, or the process was killed before they were written. It counts as
+        whole, unless an older checkpoint has digests.
+        """
+        path = self._digests(step)
+        if not path.exists():
+            older = any(self._digests(other).exists() for other in self.steps() if other < step)
+            return f"{path.name} is missing, so it may be incomplete" if older else ""
+        lines = [line.split("  ", 1) for line in path.read_text(errors="replace").splitlines()]
+        if not lines or any(len(line) != 2 for line in lines):
+            return f"{path.name} is damaged"
+        there, here = {name: found for found, name in lines}, digests(self.folder / str(step))
+        wrong = sorted(name for name in there | here if there.get(name) != here.get(name))
+        return f"{wrong[0]} is {'damaged' if wrong[0] in here else 'missing'}" if wrong else ""
+
+    def save(self, step: int, state):
+        """Write the checkpoint of a step, then its digests; only then the third newest is removed.
+
+        Raises:
+            OSError: it cannot be written; those before it are as they were.
+        """
+        before, path = self.steps(), self.folder / str(step)
+        if step in before:
+            return
+        try:
+            with _without_log():
+                self.manager.save(step, args=ocp.args.StandardSave(state))
+            record.write_text(self._digests(step), _as_text(digests(path)))
+        except Exception as error:  # Orbax does not say what it raises
+            self._remove(step)
+            full = "No space left on device" in str(error)
+            reason = "No space left on device" if full else f"{type(error).__name__}: {error}"
+            whole = f"the checkpoint of step {before[0]} is whole" if before else "there is none before it"
+            remedy = "free some space" if full else "make it writable"
+            raise OSError(f"{path} cannot be written ({reason}); {whole}. To go on, {remedy}") from error
+        for old in before[KEPT - 1 :]:
+            self._remove(old)
+
+    def _drop(self, faults: dict[int, str], good: int):
+        for step, fault in faults.items():
+            self._remove(step)
+            print(f"{self.folder / str(step)}: {fault}; removed, going on from step {good}", file=sys.stderr)
+
+    def _digests(self, step: int) -> Path:
+        return self.folder / f"{step}.sha256"
+
+    def _remove(self, step: int):
+        for path in (self.folder / str(step), *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")):
+            shutil.rmtree(path, ignore_errors=True)
+        self._digests(step).unlink(missing_ok=True)
+        self.manager.reload()
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file by its path from the folder's parent."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder.parent)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def _as_text(found: dict[str, str]) -> str:
+    """As `sha256sum -c` reads them."""
+    return "".join(f"{digest}  {name}\n" for name, digest in found.items())
+
+
+@contextlib.contextmanager
+def _without_log():
+    """Orbax logs a traceback for each of its threads, and raises the error too."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
