@@ -56,6 +56,8 @@ def old_function(name: str) -> Callable[..., Any]:
     def value_and_norms(reduce: Any, new: str, f: Any, x: Any, key: Any, fraction: float, has_aux: bool) -> Any:
         warn(name, new, stacklevel=4)
         penalise = lambda x, key: penalty.value_and(reduce, f, x, key, has_aux=has_aux)
+        if fraction == 1:
+            return penalise(x, key)
         return penalty.on_random_rows(fraction, penalise, f, x, key, needs_whole=has_aux)
 
     def value_and_frobenius_sq(f, x, key, *, sample_fraction=1.0, has_aux=False, **options):  # type: ignore[no-untyped-def]

@@ -140,6 +140,13 @@ def checks(
     Raises:
         TypeError, ValueError: as the attacks when called directly; num_steps not rising; epsilon or tolerance out of
             range.
+
+    Example:
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> options = {"epsilon": 0.3, "num_steps": (1, 5), "num_queries": 10}
+        >>> found = checks(f, np.array([[0.7]], np.float32), np.array([0]), jax.random.key(0), **options)
+        >>> found["zero gradient"].passed
+        True
     """
     x = values.inputs(x)
     values.one_of("norm", norm, NORMS)

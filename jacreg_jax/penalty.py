@@ -185,7 +185,7 @@ def on_random_rows(
     penalise: Callable[..., tuple[Any, Any]],
     f: Function,
     x: PyTree,
-    key: jax.Array,
+    key: Any,
     *rest: PyTree,
     needs_whole: bool = False,
 ) -> tuple[Any, Any]:

@@ -35,5 +35,5 @@ def test_large_temporaries_keep_their_pages():
 
 def test_limits():
     for limit in (0, 2**31):
-        with pytest.raises(ValueError, match=f"limit must be between 1 and .*, got {limit}"):
+        with pytest.raises(ValueError, match=f"limit must be .*, got {limit}"):
             host_memory.keep_freed_memory(limit)

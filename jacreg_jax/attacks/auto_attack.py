@@ -89,6 +89,11 @@ def auto_attack(
     Raises:
         TypeError, ValueError: as the single attacks.
 
+    Example:
+        >>> f, x = lambda x: 4 * x, jnp.array([[0.6, 0.5, 0.1, 0.1]])
+        >>> auto_attack(f, x, jnp.array([0]), jax.random.key(0), epsilon=0.1, num_queries=10).success
+        Array([ True], dtype=bool)
+
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
     image = checks.inputs(x)

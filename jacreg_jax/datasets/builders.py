@@ -37,7 +37,7 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # 
         label = tfds.features.ClassLabel(names=self.CLASSES)
         return {"image": tfds.features.Image(shape=self.IMAGE_SHAPE), "label": label}
 
-    def example(self, split: str, i: int, image: np.ndarray, label: int) -> dict[str, Any]:
+    def example(self, split: str, i: int, image: np.ndarray, label: Any) -> dict[str, Any]:
         """Example number i of a split; the image goes as a PIL image, for tfds encodes an array with TensorFlow."""
         return {"image": Image.fromarray(image), "label": int(label)}
 
@@ -131,7 +131,7 @@ class Cifar10(ArrayBuilder, skip_registration=True):  # type: ignore[call-arg]
         """As the official builder: an id beside image and label."""
         return {"id": tfds.features.Text()} | super().features()
 
-    def example(self, split: str, i: int, image: np.ndarray, label: int) -> dict[str, Any]:
+    def example(self, split: str, i: int, image: np.ndarray, label: Any) -> dict[str, Any]:
         """As the official builder: the id is the split and the number in the original order."""
         return {"id": f"{split}_{i:05d}"} | super().example(split, i, image, label)
 
