@@ -74,7 +74,7 @@ def test_one_line_of_metrics(metrics, line):
     assert cells.brief(metrics) == line
 
 
-def test_distances_are_of_these_weights_and_options(options, monkeypatch):
+def test_distances_are_of_these_weights_and_options(options, capsys):
     runs = []
 
     def counted(f, x, y, key, *, epsilon=0.1):
@@ -88,6 +88,15 @@ def test_distances_are_of_these_weights_and_options(options, monkeypatch):
     again = find(model)
     assert len(runs) == 1, "kept"
     np.testing.assert_array_equal(first["distance"], again["distance"])
+    for path in (options.runs / "attacks").glob("*/*.json"):
+        path.write_bytes(path.read_bytes()[:20])
+    for path in (options.runs / "attacks").glob("*/*.npz"):
+        path.write_bytes(path.read_bytes()[:200])
+    capsys.readouterr()
+    np.testing.assert_array_equal(first["distance"], find(model)["distance"])
+    told = [line for line in capsys.readouterr().err.splitlines() if line.endswith("it is made anew")]
+    assert len(told) == 2, "what is damaged is a miss"
+    assert len(runs) == 1, "and compiled once"
     find(model, epsilon=0.2)
     assert len(runs) == 2, "another option"
     moved = dataclasses.replace(model, params=jax.tree.map(lambda leaf: leaf + 1e-6, model.params))

@@ -1,13 +1,6 @@
 """The training loop: a run that was killed goes on with the same numbers, what is not finite stops it."""
 
 import json
-import os
-import random
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +10,6 @@ import pytest
 from experiments.lab import programs, runner
 from experiments.lab.batches import reshuffled
 from jacreg_jax import training
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def quadratic(params, state, batch, keys):
@@ -68,21 +59,6 @@ def test_a_stopped_run_goes_on_with_the_same_numbers(problem, tmp_path):
     assert [row["step"] for row in logged if "w" in row] == [20, 40, 60]
 
 
-def test_a_damaged_checkpoint_is_named(problem, tmp_path):
-    steps, make, data, rows = problem
-    options = {"num_steps": 20, "dispatch": 5, "checkpoint_every": 10, "folder": tmp_path}
-    whole, _ = runner.train(steps, make(), data, rows, **options)
-    damaged = tmp_path / "checkpoints" / "20"
-    for path in damaged.rglob("*"):
-        if path.is_file():
-            path.write_bytes(path.read_bytes()[:3])
-    with pytest.raises(ValueError, match=r"checkpoints/20 cannot be read .*goes on from the checkpoint before"):
-        runner.train(steps, make(), data, rows, **options)
-    damaged.rename(tmp_path / "elsewhere")
-    again, _ = runner.train(steps, make(), data, rows, **options)
-    np.testing.assert_array_equal(again.params["w"], whole.params["w"])
-
-
 def test_batch_by_batch_on_several_devices_is_the_same(problem):
     steps, make, data, rows = problem
     one, metrics = steps(make(), data, rows(0, 5))
@@ -117,35 +93,3 @@ def test_one_model_of_several_that_is_not_finite_is_named(problem):
     both = lambda first, count: np.stack([rows(first, count)] * 2)
     with pytest.raises(training.NonFiniteError, match="model 1 of 2: training stopped at step 1.*--together 1"):
         runner.train(together, stacked, data, both, num_steps=10)
-
-
-@pytest.mark.slow
-def test_sigkill_at_random_moments(tfds_dir, tmp_path):
-    """Five kills of a run of the command line, at random moments, and the numbers of one that was left alone."""
-    arguments = ["--columns", "all", "--regularizers", "all", "--seeds-all", "1", "--num-steps", "200", "--norms", "50"]
-    arguments += ["--dispatch", "5", "--checkpoint-every", "10", "--data-dir", str(tfds_dir)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-
-    def start(name):
-        command = [sys.executable, "-m", "experiments", "table1", *arguments, "--out", f"{name}/out", "--runs", name]
-        with (tmp_path / "stderr").open("a") as log:
-            return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=log, stderr=log)
-
-    def result(name):
-        return json.loads((tmp_path / name / "out" / "table1" / "all-all.json").read_text())["models"]
-
-    def lines():
-        return sum(path.read_text().count("\n") for path in (tmp_path / "killed" / "models").glob("*/*/metrics.jsonl"))
-
-    assert start("whole").wait(600) == 0
-    moments = random.Random(0)
-    for _ in range(5):
-        process, before, more = start("killed"), lines(), moments.randint(1, 6)
-        while lines() < before + more and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(moments.uniform(0, 0.1))
-        assert process.poll() is None, (tmp_path / "stderr").read_text()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert start("killed").wait(600) == 0, (tmp_path / "stderr").read_text()
-    assert result("killed") == result("whole")

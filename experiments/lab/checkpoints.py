@@ -1,6 +1,7 @@
 """Checkpoints by Orbax, each with the digests of its files beside it; the newest that is whole is gone on with."""
 
 import contextlib
+import gc
 import hashlib
 import logging
 import shutil
@@ -98,19 +99,27 @@ class Checkpoints:
         before, path = self.steps(), self.folder / str(step)
         if step in before:
             return
-        try:
-            with _without_log():
-                self.manager.save(step, args=ocp.args.StandardSave(state))
-            record.write_text(self._digests(step), _as_text(digests(path)))
-        except Exception as error:  # Orbax does not say what it raises
+        with _quiet():
+            reason = self._write(step, state)
+            if reason:
+                gc.collect()  # what is left of Orbax's coroutines complains when it goes
+                logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # and its futures, at the end of the process
+        if reason:
             self._remove(step)
-            full = "No space left on device" in str(error)
-            reason = "No space left on device" if full else f"{type(error).__name__}: {error}"
             whole = f"the checkpoint of step {before[0]} is whole" if before else "there is none before it"
-            remedy = "free some space" if full else "make it writable"
-            raise OSError(f"{path} cannot be written ({reason}); {whole}. To go on, {remedy}") from error
+            remedy = "free some space" if disk.NO_SPACE in reason else "make it writable"
+            raise OSError(f"{path} cannot be written ({reason}); {whole}. To go on, {remedy}")
         for old in before[KEPT - 1 :]:
             self._remove(old)
+
+    def _write(self, step: int, state) -> str:
+        """Write a checkpoint and its digests; what went wrong, empty where nothing did."""
+        try:
+            self.manager.save(step, args=ocp.args.StandardSave(state))
+            record.write_text(self._digests(step), _as_text(digests(self.folder / str(step))))
+        except Exception as error:  # Orbax does not say what it raises
+            return disk.NO_SPACE if disk.NO_SPACE in str(error) else f"{type(error).__name__}: {error}"
+        return ""
 
     def _drop(self, faults: dict[int, str], good: int):
         for step, fault in faults.items():
@@ -139,11 +148,13 @@ def _as_text(found: dict[str, str]) -> str:
 
 
 @contextlib.contextmanager
-def _without_log():
-    """Orbax logs a traceback for each of its threads, and raises the error too."""
-    before = logging.root.manager.disable
+def _quiet():
+    """Without what Orbax prints of an error in each of its threads and coroutines; it raises it too."""
+    before = logging.root.manager.disable, sys.unraisablehook
     logging.disable(logging.ERROR)
+    sys.unraisablehook = lambda unraisable: None
     try:
         yield
     finally:
-        logging.disable(before)
+        logging.disable(before[0])
+        sys.unraisablehook = before[1]

@@ -88,6 +88,8 @@ def find(model: Model, seed: int, attack: Attack, num_samples: int, options: Opt
     test = images(model.problem, "test", options.data_dir)
     starts = range(0, min(num_samples, len(test["label"])), BLOCK)
     parts = []
+    if record.kept(folder / "config.json", record.read_json) is None:  # the folder's name says all that it does
+        (folder / "config.json").unlink(missing_ok=True)
     with record.run_folder(folder, config):
         for start in tqdm(starts, desc=f"{attack.name}, seed {seed}", unit="block", dynamic_ncols=True):
             rows = slice(start, min(start + BLOCK, num_samples))
