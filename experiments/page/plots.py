@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from experiments.lab import record
+from experiments.page import results
 
 CLASS_COLOURS = plt.get_cmap("tab10")
 COLOURS = {"none": "#444444", "L2": "#1f77b4", "dropout": "#2ca02c", "Jacobian": "#d62728", "all": "#9467bd"}
@@ -106,7 +106,7 @@ def planes(path: Path, facts: dict, titles: dict[str, str]):
         ValueError: the file is damaged; with its path and the remedy.
     """
     extent = facts["config"]["extent"]
-    arrays = record.read_arrays(path, "check it out again, or run its experiment")
+    arrays = results.arrays(path)
     rows, columns = len(facts["samples"]), len(titles) + 1
     figure, axes = plt.subplots(rows, columns, figsize=(3.6 * columns, 3.9 * rows), squeeze=False)
     for row, sample in enumerate(facts["samples"]):

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 from scipy import stats
@@ -30,6 +31,19 @@ def read(name: str) -> dict | None:
     try:
         return json.loads(path.read_text())
     except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}); check it out again, or run its experiment") from None
+
+
+def arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file, np.load(file) as found:
+            return dict(found)
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for single bits
         raise ValueError(f"{path} is damaged ({error}); check it out again, or run its experiment") from None
 
 
