@@ -107,7 +107,10 @@ def test_errors(small_mlp, key):
         (lambda: relatives.input_gradient_penalty(f, x, y[:2]), r"y must have shape \(6,\)"),
         (lambda: relatives.noise_consistency(f, x, key, sigma=0.0), "sigma must be above 0"),
         (lambda: relatives.first_order_frobenius_sq(f, x, key, step=0.0), "step must be above 0"),
-        (lambda: relatives.spectral_norm_sq(f, x, key, num_iterations=0), "num_iterations must be an integer of at least 1"),
+        (
+            lambda: relatives.spectral_norm_sq(f, x, key, num_iterations=0),
+            "num_iterations must be an integer of at least 1",
+        ),
         (lambda: relatives.target_jacobian_sq(f, x, x), r"target must have shape \(6, 5, 12\) or \(5, 12\)"),
         (lambda: relatives.layerwise_frobenius_sq([], x, key), "at least one function"),
     ):
