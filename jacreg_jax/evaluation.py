@@ -194,6 +194,9 @@ def worst_case(
     return result, robust
 
 
+SWEPT = ("epsilon", "sigma", "step_size", "init_epsilon", "initial_const")  # of the library's attacks
+
+
 def _correct(f: Function, x: Array, y: Array) -> Array:
     logits = f(x)
     return predicted_class(logits) == checks.labels(y, logits.shape[:-1], logits.shape[-1]).astype(jnp.int32)
@@ -206,7 +209,7 @@ def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
             raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
     if len(x) != len(y):
         raise ValueError(f"x and y must hold the same number of samples, got {len(x)} and {len(y)}")
-    if len(x) != len(y) or not len(x):
+    if not len(x):
         raise ValueError(f"x and y must hold the same number of samples, at least one; got {[len(x), len(y)]}")
     return x, y, sample_keys(key, len(x))
 
@@ -217,6 +220,11 @@ def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[
         deprecation.warn("passing swept values by position", "their names, such as epsilon=0.1", stacklevel=4)
 
     def rows(name: str, value: Any) -> Any:
+        if isinstance(value, int | np.integer) and not isinstance(value, bool) and name not in SWEPT:
+            raise TypeError(
+                f"{name} must be a real number to be swept, got {value}; give a fixed option by functools.partial, as "
+                f"functools.partial(attack, {name}={value})"
+            )
         array = value if hasattr(value, "shape") else np.asarray(value)
         if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
             raise TypeError(f"{name} must be a number or numbers [N] to be swept, got {value!r}; see functools.partial")

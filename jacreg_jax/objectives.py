@@ -27,9 +27,11 @@ def cross_entropy(
     """
     label, z, mask = _label(batch), _wide(z), batch.get("mask")
     if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
+        checks.shares("label", label, of_one=True)
         soft, hard = label, jnp.argmax(label, -1)
     elif jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
         soft, hard = None, label
+        _check_mask(mask, label.shape)
         if mask is None:
             checks.labels(label, label.shape, z.shape[-1], "label")
         else:
@@ -59,6 +61,7 @@ def squared_error(z: Float[Array, "B *S"], batch: Batch) -> tuple[Float[Array, "
         Array([25.], dtype=float32)
     """
     label = _label(batch, z.shape)
+    _refuse_mask(batch)
     losses = jnp.sum((_wide(z) - label).reshape(len(z), -1) ** 2, axis=1)
     return losses, {"squared_error": losses}
 
@@ -71,6 +74,8 @@ def binary_cross_entropy(z: Float[Array, "B *C"], batch: Batch) -> tuple[Float[A
         Array([1.386], dtype=float32)
     """
     label, z = _label(batch, z.shape), _wide(z)
+    _refuse_mask(batch)
+    checks.shares("label", label)
     losses = optax.sigmoid_binary_cross_entropy(z, label.astype(z.dtype)).reshape(len(z), -1).sum(1)
     hits = _mean_of_sample((z > 0) == (label > 0.5), None)
     return losses, {"cross_entropy": losses, "accuracy": hits}
@@ -87,18 +92,29 @@ def _label(batch: Batch, shape: tuple[int, ...] | None = None) -> Array:
     return label
 
 
+def _check_mask(mask: Any, shape: tuple[int, ...]) -> None:
+    if mask is not None and jnp.shape(mask) != shape:
+        raise ValueError(f"mask must have shape {shape}, one entry for each position, got {jnp.shape(mask)}")
+    if mask is not None and len(shape) == 1:
+        raise ValueError("mask marks tokens [B, T]; for whole samples give batch['weight'] of shape [B]")
+
+
+def _refuse_mask(batch: Batch) -> None:
+    if "mask" in batch:
+        raise ValueError("mask marks tokens of classification_loss; here it would do nothing. Give batch['weight'] [B]")
+
+
 def _wide(z: Array) -> Array:
     return z.astype(at_least_float32(z.dtype))
 
 
 def _mean_of_sample(values: Array, mask: Any) -> Array:
     """[B, ...] -> [B]: the mean over the positions that the mask marks, or over all."""
+    _check_mask(mask, values.shape)
     if values.ndim == 1:
         return values
     values, axes = values if values.dtype != bool else values.astype(jnp.float32), tuple(range(1, values.ndim))
     if mask is None:
         return jnp.mean(values, axis=axes)
-    if mask.shape != values.shape:
-        raise ValueError(f"mask must have shape {values.shape}, one entry for each position, got {mask.shape}")
     mask = mask.astype(values.dtype)
     return jnp.sum(jnp.where(mask > 0, values, 0) * mask, axis=axes) / jnp.maximum(jnp.sum(mask, axis=axes), 1)

@@ -120,6 +120,7 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
 
     Raises:
         TypeError: function is not callable, or its arguments do not fit.
+        ValueError: in a call, function does not give [B].
 
     Example:
         >>> from jacreg_jax import relatives
@@ -136,6 +137,9 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
     def penalty(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
         given = {name: {"y": y, "key": keys}[name] for name in names if name not in options}
         norms = function(_output(f), x, **given, **options)
+        rows = jax.tree.leaves(x)[0].shape[:1]
+        if jnp.shape(norms) != rows:
+            raise ValueError(f"function must give one value for each sample, {rows}, got shape {jnp.shape(norms)}")
         return f(x), jnp.mean(norms), jax.lax.stop_gradient(norms)  # XLA merges the two forward passes
 
     return penalty

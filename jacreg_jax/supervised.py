@@ -8,7 +8,7 @@
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -46,11 +46,12 @@ class JointLoss:
     def __call__(self, params: PyTree, state: Any, batch: Batch, keys: Array) -> tuple[Array, tuple[Any, Any]]:
         """(loss, (model_state, metrics))."""
         model = BoundModel(self.apply, params, state.model_state, streams.model_key(keys))
-        x, y = self.preprocess(self._raw_input(model, batch, keys)), batch.get("label")
+        x = self.preprocess(self._raw_input(model, batch, keys))
+        y = batch.get("label")
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
         losses, values = self.objective(z, batch)
         metrics = {name: jnp.mean(value) for name, value in values.items()} | _statistics(penalty, norms)
-        supervised = jnp.mean(losses * batch["weight"] if "weight" in batch else losses)
+        supervised = jnp.mean(losses * _weight(batch, losses) if "weight" in batch else losses)
         coefficient = self.lambda_jr(state.step) if callable(self.lambda_jr) else self.lambda_jr
         value = joint_loss(supervised, self.penalty_times * penalty, lambda_jr=coefficient)
         return value, (model_state, metrics)
@@ -64,6 +65,9 @@ class JointLoss:
         return isinstance(self.lambda_jr, (int, float)) and self.lambda_jr == 0
 
     def _raw_input(self, model: BoundModel, batch: Batch, keys: Array) -> Any:
+        if not isinstance(batch, Mapping) or self.input_name not in batch:
+            got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
+            raise ValueError(f"batch must be a dict with {self.input_name!r}, got {got}")
         raw = batch[self.input_name]
         if self.perturb is None:
             return raw
@@ -200,6 +204,15 @@ def multi_label_loss(apply: Apply, **options: Any) -> JointLoss:
         >>> loss = multi_label_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
     """
     return supervised_loss(apply, binary_cross_entropy, **options)
+
+
+def _weight(batch: Batch, losses: Array) -> Array:
+    """The weights of the samples, [B]."""
+    weight = batch["weight"]
+    if jnp.shape(weight) != losses.shape:
+        raise ValueError(f"weight must have shape {losses.shape}, one for each sample, got {jnp.shape(weight)}")
+    checks.non_negative("weight", weight, batch=len(losses))
+    return jnp.asarray(weight)
 
 
 def _statistics(penalty: Any, norms: Array | None) -> dict[str, Array]:

@@ -508,7 +508,7 @@ def page() -> str:
         "# Wrong calls and what the library says",
         "",
         "Made by `python -m tests.bad_input` from the calls in that file; `tests/test_bad_input.py` makes them again.",
-        "Every public function is called with values that it must refuse. Each answer names the argument, what",
+        "Each function below is called with values that it must refuse. Each answer names the argument, what",
         "came and what was expected. Values are looked at where they are concrete; `evaluation.run_attack`,",
         "`worst_case`, `masking.checks` and the train steps look before they compile, and say the same words.",
     ]

@@ -267,6 +267,43 @@ def test_regression_and_multi_label(key):
         supervised.multi_label_loss(apply)(w, state, {"image": x, "label": label[:, 0]}, keys)
 
 
+@pytest.mark.parametrize(
+    ("make", "more", "message"),
+    [
+        (supervised.classification_loss, {"weight": jnp.ones((4, 1))}, r"weight must have shape \(4,\)"),
+        (supervised.classification_loss, {"weight": jnp.ones(3)}, r"weight must have shape \(4,\)"),
+        (supervised.classification_loss, {"weight": -jnp.ones(4)}, "weight must be at least 0"),
+        (supervised.classification_loss, {"mask": jnp.ones(4)}, "mask marks tokens"),
+        (supervised.classification_loss, {"mask": jnp.ones((4, 3))}, r"mask must have shape \(4,\)"),
+        (supervised.classification_loss, {"label": 5 * jnp.ones((4, 3))}, "label must hold values from 0 to 1"),
+        (supervised.classification_loss, {"label": jnp.ones((4, 3))}, "label must be distributions that sum to 1"),
+        (supervised.regression_loss, {"label": jnp.ones((4, 3)), "mask": jnp.ones(4)}, "mask marks tokens"),
+        (supervised.multi_label_loss, {"label": 2 * jnp.ones((4, 3))}, "label must hold values from 0 to 1"),
+        (supervised.multi_label_loss, {"label": jnp.ones((4, 3)), "mask": jnp.ones(4)}, "mask marks tokens"),
+    ],
+)
+def test_weights_masks_and_soft_labels_are_looked_at(key, make, more, message):
+    """Directly, and in the train step."""
+    loss, w = make(lambda p, s, x, k: (x @ p, s), lambda_jr=0.1), jnp.ones((6, 3))
+    batch = {"image": jnp.ones((4, 6)), "label": jnp.zeros(4, int)} | more
+    with pytest.raises(ValueError, match=message):
+        loss(w, state_of(w, key), batch, jax.random.split(key, 4))
+    with pytest.raises(ValueError, match=message):
+        training.make_train_step(loss, training.sgd(0.1))(state_of(w, key), batch)
+
+
+def test_a_batch_without_its_input(key):
+    loss = supervised.regression_loss(lambda p, s, x, k: (x @ p, s), input_name="x")
+    with pytest.raises(ValueError, match=r"batch must be a dict with 'x', got \['image', 'label'\]"):
+        loss(jnp.ones((6, 3)), state_of(jnp.ones((6, 3)), key), {"image": 1, "label": 2}, jax.random.split(key, 4))
+
+
+def test_a_penalty_gives_one_value_for_each_sample(key):
+    total = penalties.of(lambda f, x: jnp.sum(f(x)))
+    with pytest.raises(ValueError, match=r"function must give one value for each sample, \(4,\), got shape \(\)"):
+        total(jnp.tanh, jnp.ones((4, 6)), None, key)
+
+
 def test_a_loss_is_a_value():
     apply = lambda p, s, x, k: (x @ p, s)
     loss = supervised.classification_loss(apply, lambda_jr=0.1)

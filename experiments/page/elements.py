@@ -24,7 +24,7 @@ def missing(why: str) -> Callable[[], tuple[State, str]]:
 
 
 def of_cells(cells: Iterable[tuple[list[float], results.Paper]]) -> tuple[State, str]:
-    """The state of a table: outside where a cell differs, not run where there is none."""
+    """The state of a table: outside where a cell differs, unsettled where one holds a single model."""
     cells = list(cells)
     ran = [(values, paper) for values, paper in cells if values]
     if not ran:
@@ -33,6 +33,8 @@ def of_cells(cells: Iterable[tuple[list[float], results.Paper]]) -> tuple[State,
     note = f"{outside} of {len(ran)} cells differ" if outside else f"none of {len(ran)} cells differs"
     note += f", {min(seeds)} to {max(seeds)} models each"
     note += f"; {len(cells) - len(ran)} not run" * (len(cells) > len(ran))
+    if not outside and min(seeds) < 2:
+        return "unsettled", note
     return "outside" if outside else "reproduced", note
 
 
@@ -60,7 +62,7 @@ def of_claim(name: str, holds: Callable[[], bool], full: int | None, seeds: int,
         return "outside", note
     if steps < full:
         return "shortened", f"holds at {steps:,} of {full:,} steps" + f", {note}" * bool(note)
-    return "reproduced", note
+    return "unsettled" if count < 2 else "reproduced", note
 
 
 def render(elements: Iterable[Element]) -> str:
