@@ -185,7 +185,7 @@ SPECS: dict[str, Spec] = {
         lambda label: supervised.squared_error(f(X), {"label": label}), {"label": f(X)}, label="targets"
     ),
     "supervised.binary_cross_entropy": spec(
-        lambda label: supervised.binary_cross_entropy(f(X), {"label": label}), {"label": f(X)}, label="targets"
+        lambda label: supervised.binary_cross_entropy(f(X), {"label": label}), {"label": f(X) > 0}, label="shares"
     ),
     "accumulation.every": spec(accumulation.every, {"period": 2, "rare": APPLY, "usual": APPLY}, period="count"),
     "accumulation.lazily": spec(
@@ -452,6 +452,13 @@ KINDS |= {
     "coefficient": {"-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1", "None": None},
     "decay": {"-1": -1.0, "NaN": NAN, "'1'": "1", "0.1 without params": 0.1},
     "targets": {"of another shape": jnp.ones(5), "one column": jnp.ones((5, 1)), "a word": "y"},
+    "shares": {
+        "of another shape": jnp.ones(5),
+        "a word": "y",
+        "2": 2 * jnp.ones((5, 4)),
+        "-1": -jnp.ones((5, 4)),
+        "NaN": NAN * jnp.ones((5, 4)),
+    },
     "target": {"of another shape": jnp.ones((6, 4)), "a vector": jnp.ones(6), "a scalar": jnp.ones(())},
     "empty": {"none": []},
     "optional function": {"3": 3, "a word": "tanh", "a list": []},
