@@ -1,7 +1,7 @@
 """Figures 1, S1 and S2: decision cells of LeNet' on MNIST, on random planes and on adversarial ones.
 
 Command:    python -m experiments figure1 --seeds 1
-Paper:      pictures only: cells grow from no regularizer to L2 to Jacobian; the defended model withstands S2's examples.
+Paper:      pictures only: cells grow from no regularizer to L2 to Jacobian; the defended model is not fooled in S2.
 Time:       2 CPU cores: a minute, after the models of table1 and figure3.
 Leaves:     experiments/results/figure1/FIGURE.npz: class (uint8) and confidence (uint8, 255 = 1) maps, radii, images.
 """
