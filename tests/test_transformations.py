@@ -42,7 +42,8 @@ def loss_of(make, wrap=lambda loss: loss, **options):
 
     def value(x, y, keys):
         state = training.TrainState({}, (), {}, jnp.zeros((), jnp.int32), KEY)
-        batch = {"image": x, "label": y if make is supervised.classification_loss else f(X)[: len(x)]}
+        target = f(X)[: len(x)] if make is supervised.regression_loss else (f(X)[: len(x)] > 0).astype(jnp.float32)
+        batch = {"image": x, "label": y if make is supervised.classification_loss else target}
         return wrap(make(apply, lambda_jr=0.1, **options))({}, state, batch, keys)[0]
 
     return value
