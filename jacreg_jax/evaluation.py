@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jacreg_jax import checks, deprecation
+from jacreg_jax import checks, deprecation, programs
 from jacreg_jax.batches import Progress as Progress, map_batches as map_batches
 from jacreg_jax.fooling import (
     fooling_curve as fooling_curve,
@@ -194,9 +194,6 @@ def worst_case(
     return result, robust
 
 
-SWEPT = ("epsilon", "sigma", "step_size", "init_epsilon", "initial_const")  # of the library's attacks
-
-
 def _correct(f: Function, x: Array, y: Array) -> Array:
     logits = f(x)
     return predicted_class(logits) == checks.labels(y, logits.shape[:-1], logits.shape[-1]).astype(jnp.int32)
@@ -207,9 +204,7 @@ def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
     for name, a in (("x", x), ("y", y)):
         if not hasattr(a, "shape") or len(a.shape) == 0:
             raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
-    if len(x) != len(y):
-        raise ValueError(f"x and y must hold the same number of samples, got {len(x)} and {len(y)}")
-    if not len(x):
+    if len(x) != len(y) or not len(x):
         raise ValueError(f"x and y must hold the same number of samples, at least one; got {[len(x), len(y)]}")
     return x, y, sample_keys(key, len(x))
 
@@ -220,7 +215,7 @@ def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[
         deprecation.warn("passing swept values by position", "their names, such as epsilon=0.1", stacklevel=4)
 
     def rows(name: str, value: Any) -> Any:
-        if isinstance(value, int | np.integer) and not isinstance(value, bool) and name not in SWEPT:
+        if isinstance(value, int | np.integer) and not isinstance(value, bool) and name not in programs.SWEPT:
             raise TypeError(
                 f"{name} must be a real number to be swept, got {value}; give a fixed option by functools.partial, as "
                 f"functools.partial(attack, {name}={value})"

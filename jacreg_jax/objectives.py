@@ -26,12 +26,12 @@ def cross_entropy(
         (Array([1.386, 1.386], dtype=float32), Array([ True, False], dtype=bool))
     """
     label, z, mask = _label(batch), _wide(z), batch.get("mask")
+    _check_mask(mask, z.shape[:-1])
     if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
         checks.shares("label", label, of_one=True)
         soft, hard = label, jnp.argmax(label, -1)
     elif jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
         soft, hard = None, label
-        _check_mask(mask, label.shape)
         if mask is None:
             checks.labels(label, label.shape, z.shape[-1], "label")
         else:
@@ -110,7 +110,6 @@ def _wide(z: Array) -> Array:
 
 def _mean_of_sample(values: Array, mask: Any) -> Array:
     """[B, ...] -> [B]: the mean over the positions that the mask marks, or over all."""
-    _check_mask(mask, values.shape)
     if values.ndim == 1:
         return values
     values, axes = values if values.dtype != bool else values.astype(jnp.float32), tuple(range(1, values.ndim))

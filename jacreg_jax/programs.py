@@ -166,7 +166,7 @@ def test_values(call: Any, f: Function, *rows: Any, whole: Mapping[str, Any], **
         test(whole)
 
 
-_SWEPT = {"epsilon", "sigma", "step_size", "init_epsilon", "initial_const"}  # numbers that may change without compiling
+SWEPT = {"epsilon", "sigma", "step_size", "init_epsilon", "initial_const"}  # numbers that may change without compiling
 
 
 def once(attack: Callable[P, R]) -> Callable[P, R]:
@@ -180,7 +180,7 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
         rows: tuple[Any, ...] = args[1:]
         f, named = cast(Any, args[0] if args else None), dict(options)
         named |= {name: _hashable(named[name]) for name in ("bounds",) if name in named}
-        swept = {name: named.pop(name) for name in _SWEPT & named.keys() if _is_number(named[name])}
+        swept = {name: named.pop(name) for name in SWEPT & named.keys() if _is_number(named[name])}
         try:
             program = _known(f, rows[0]) if _is_concrete(args, named, swept) else None
             static = tuple((name, value, _kinds(value)) for name, value in sorted(named.items()))

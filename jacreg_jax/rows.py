@@ -63,7 +63,7 @@ class Rows:
 
 def at_least_float32(dtype: Any) -> Any:
     """The dtype itself, or float32 in place of half precision; by hand, since promotion may be strict."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
+    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def batch_size(x: PyTree) -> int:

@@ -47,7 +47,7 @@ MAP = {
     "interop": (BASE, FLOOR | {"functional"}),
     "host_memory": (set(), FLOOR),
     "predictions": (BASE, FLOOR),
-    "attacks": (BASE | {"optax"}, FLOOR | {"deprecation", "predictions", "programs"}),
+    "attacks": (BASE | {"optax"}, FLOOR | {"deprecation", "predictions", "programs", "rows"}),
     "adversarial_training": (BASE, FLOOR | {"attacks"}),
     "batches": (BASE, FLOOR | {"programs"}),
     "fooling": (BASE, FLOOR),

@@ -27,11 +27,6 @@ class AttackResult(NamedTuple):
     grad_zero: Array  # [B] bool: the gradient at the clean sample was exactly zero; a sign of masking
 
 
-def at_least_float32(dtype: Any) -> Any:
-    """The dtype itself, or float32 for float16 and bfloat16."""
-    return dtype if jnp.dtype(dtype).itemsize >= 4 else jnp.dtype(jnp.float32)
-
-
 def spread(values: Any, x: Array) -> Array:
     """[B] or scalar as [B, 1, ...] beside x [B, ...]."""
     return jnp.broadcast_to(jnp.asarray(values, x.dtype), x.shape[:1]).reshape(-1, *(1,) * (x.ndim - 1))

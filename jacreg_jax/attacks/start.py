@@ -12,13 +12,13 @@ from jacreg_jax.attacks.result import (
     NORMS,
     AttackResult,
     Norm,
-    at_least_float32,
     choose,
     distance,
     is_correct,
     is_fooled,
 )
 from jacreg_jax.keys import sample_keys
+from jacreg_jax.rows import at_least_float32
 from jacreg_jax.types import Array, Function, PyTree
 
 
