@@ -36,8 +36,11 @@ format: .venv/.done
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-mutants: .venv/.done  ## break the library in 300 places, one at a time: does a test go red? Hours; it goes on where it stopped
-	$(BIN)/python -m tests.mutants
+mutants: .venv/.done  ## break the library in 300 places, one at a time: does a test go red? 2 to 3 hours; goes on where it stopped
+	$(BIN)/python -m tests.mutants record
+	$(BIN)/python -m tests.mutants judge
+	$(BIN)/python -m tests.mutants confirm
+	$(BIN)/python -m tests.mutants page
 
 bench: .venv/.peers  ## what a step costs beside PyTorch, and an attack beside foolbox and pyautoattack: about 15 minutes
 	$(BIN)/python -m experiments.benchmarks
