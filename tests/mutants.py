@@ -73,11 +73,12 @@ def record() -> None:
 def order(mutation: Mutation, source: str, recorded: dict) -> list[str]:
     """The tests that execute the line, or else the function around it; then the others that reach the file."""
     lines = {int(line): tests for line, tests in recorded["lines"].get(mutation.file, {}).items()}
-    reach = set().union(*lines.values()) if lines else set()
     on = lambda span: {test for line in span for test in lines.get(line, [])}
-    is_same = recorded["library"].get(mutation.file) == digest(source)  # an edit moved the lines
-    near = (on(mutation.lines) or on(mutation.function)) if is_same else set()
-    return sorted(reach, key=lambda test: (test not in near, recorded["seconds"][test], test))
+    executing = {test for of in recorded["lines"].values() for tests in of.values() for test in tests}
+    looking = set(recorded["seconds"]) - executing  # they read signatures and sources, and call nothing
+    is_same = recorded["library"].get(mutation.file) == digest(source)  # else an edit moved the lines
+    near = (on(mutation.lines) or on(mutation.function) | looking) if is_same else set()
+    return sorted(on(lines) | looking, key=lambda test: (test not in near, recorded["seconds"][test], test))
 
 
 def judge(mutation: Mutation, recorded: dict, budget: float) -> dict:
