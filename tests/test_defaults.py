@@ -9,8 +9,8 @@ from jacreg_jax.penalty import joint_loss
 
 UNIT = {"bounds": (0.0, 1.0)}
 DEFAULTS = {
-    # Croce & Hein 2020, AutoAttack: 100 steps, rho 0.75, 9 target classes, 5000 queries
-    attacks.apgd: UNIT | {"num_steps": 100, "num_restarts": 1, "num_targets": 9, "rho": 0.75},
+    # Croce & Hein 2020, AutoAttack: 100 steps, rho 0.75, 5000 queries
+    attacks.apgd: UNIT | {"num_steps": 100, "num_restarts": 1, "rho": 0.75},
     attacks.auto_attack: UNIT | {"norm": "linf", "num_queries": 5000},
     attacks.standard_ensemble: UNIT | {"norm": "linf", "num_queries": 5000},
     # Andriushchenko et al. 2020
