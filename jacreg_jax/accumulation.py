@@ -17,6 +17,7 @@ from jacreg_jax.metrics import merged
 
 # (params, state, batch, keys) -> (loss, (model_state, metrics)), as for training.make_train_step
 Loss: TypeAlias = Callable[..., tuple[Any, tuple[Any, dict[str, Any]]]]
+ARGUMENTS = ("params", "state", "batch", "keys")
 
 
 def every(period: int, rare: Loss, usual: Loss) -> Loss:
@@ -31,6 +32,7 @@ def every(period: int, rare: Loss, usual: Loss) -> Loss:
         Such a loss.
 
     Raises:
+        TypeError: rare or usual cannot be called so.
         ValueError: period is not an integer of at least 1.
 
     Example:
@@ -42,6 +44,8 @@ def every(period: int, rare: Loss, usual: Loss) -> Loss:
         [5.0, 1.0, 5.0]
     """
     checks.count("period", period)
+    for name, loss in (("rare", rare), ("usual", usual)):
+        checks.function(name, loss, ARGUMENTS)
 
     def choose(transform: Any, params: Any, state: Any, *arguments: Any) -> Any:
         branches = [lambda *arguments, loss=loss: transform(loss)(*arguments) for loss in (rare, usual)]
@@ -84,11 +88,12 @@ def lazily(period: int, loss: Any) -> Loss:
 def in_parts(part_size: int, loss: Loss) -> Loss:
     """The mean of a loss over parts of the batch, L = (1/P) sum_p L(part p), one after the other, in the memory of one.
 
-    Every sample keeps its row and its key; each part draws a dropout mask of its own. The result is differentiable in
-    its first argument. A batch that part_size does not divide is one part.
+    Every sample keeps its row and its key; each part draws a dropout mask of its own, and normalizes by its own
+    statistics. The result is differentiable in its first argument. Where part_size does not divide the batch, the parts
+    are as few as it allows, their sizes differ by one at most, and the mean is that over all samples.
 
     Args:
-        part_size: samples in a part.
+        part_size: samples in a part, at most.
         loss: (params, state, batch, keys) -> (loss, (model_state, metrics)), the mean over its batch; the metrics of
             the parts are put together by `metrics.merged`.
 
@@ -96,6 +101,7 @@ def in_parts(part_size: int, loss: Loss) -> Loss:
         Such a loss.
 
     Raises:
+        TypeError: loss cannot be called so.
         ValueError: part_size is not an integer of at least 1.
 
     Example:
@@ -103,6 +109,7 @@ def in_parts(part_size: int, loss: Loss) -> Loss:
         >>> loss = training.classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
         >>> small = in_parts(25, loss)
     """
+    checks.function("loss", loss, ARGUMENTS)
     return InParts(checks.count("part_size", part_size), loss)
 
 
@@ -122,22 +129,42 @@ class InParts:
         return dataclasses.replace(self, loss=self.loss.with_penalty_times(times))
 
     def _mean(self, transform: Any, params: Any, state: Any, batch: Any, keys: Any) -> Any:
-        rows, size = keys.shape[0], self.part_size
-        if rows <= size or rows % size:
+        rows = keys.shape[0]
+        count = -(-rows // self.part_size)
+        if count <= 1:
             return transform(self.loss)(params, state, batch, keys)
-        parts = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), (batch, keys))
-        found = jax.lax.map(lambda part: transform(self.loss)(params, state, *part), parts)
-        (value, (model_state, metrics)), *gradient = (found,) if transform is _identity else found
-        joined = merged(metrics, lambda values: jnp.mean(values, axis=0), rows // size)
-        value, model_state, *gradient = jax.tree.map(_mean_of_parts, (value, model_state, *gradient))
-        outcome = value, (model_state, joined)
-        return (outcome, *gradient) if gradient else outcome
+        size, longer = divmod(rows, count)  # the first `longer` parts hold one sample more
+
+        def over(start: int, parts: int, size: int) -> Any:
+            """The mean over equal parts, one after the other."""
+            cut = lambda leaf: leaf[start : start + parts * size].reshape(parts, size, *leaf.shape[1:])
+            one = lambda part: transform(self.loss)(params, state, *part)
+            return _joined(transform, jax.lax.map(one, jax.tree.map(cut, (batch, keys))), parts)
+
+        rest = over(longer * (size + 1), count - longer, size)
+        if not longer:
+            return rest
+        first, share = over(0, longer, size + 1), longer * (size + 1) / rows
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), first, rest)
+        return _joined(transform, stacked, 2, 2 * jnp.asarray([share, 1 - share], jnp.float32))
 
 
-def _mean_of_parts(leaf: jax.Array) -> jax.Array:
+def _joined(transform: Any, found: Any, shares: int, weight: Any = None) -> Any:
+    """What transform(loss) gives for the whole, from what it gave for the shares, stacked; weight as for `merged`."""
+    is_plain = transform is _identity
+    (value, (model_state, metrics)), *gradient = (found,) if is_plain else found
+    joined = merged(metrics, lambda values: jnp.mean(values, axis=0), shares, weight)
+    mean = lambda leaf: _mean_of_shares(leaf, weight)
+    outcome = mean(value), (jax.tree.map(mean, model_state), joined)
+    return outcome if is_plain else (outcome, *jax.tree.map(mean, gradient))
+
+
+def _mean_of_shares(leaf: jax.Array, weight: Any) -> jax.Array:
     """Mean of [P, ...]; of counters and keys the last."""
     if not jnp.issubdtype(leaf.dtype, jnp.inexact):
         return leaf[-1]
+    if weight is not None:
+        leaf = leaf * weight.astype(leaf.dtype).reshape(-1, *(1,) * (leaf.ndim - 1))
     return jnp.mean(leaf, axis=0).astype(leaf.dtype)
 
 

@@ -40,6 +40,7 @@ def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds = (0.0, 1.0)
     checks.non_negative("max_epsilon", max_epsilon)
 
     def perturb(f: Function, image: Array, label: Array, keys: Array) -> Array:
+        checks.function("f", f)
         image = checks.inputs(image, "image")
         within = checks.bounds(bounds, image)
         classes = checks.num_classes(jax.eval_shape(f, image), len(image))
@@ -72,6 +73,7 @@ def at_temperature(apply: Apply, temperature: float) -> Apply:
 
     Reference: Papernot et al. (2016), https://arxiv.org/abs/1511.04508.
     """
+    checks.function("apply", apply, ("params", "model_state", "x", "key"))
     checks.positive("temperature", temperature)
 
     def cooled(params: PyTree, model_state: PyTree, x: Array, key: Array | None) -> tuple[Array, PyTree]:
@@ -106,5 +108,6 @@ def soft_labels(f: Function, x: Array, *, temperature: float) -> Array:
 
     Reference: Papernot et al. (2016), https://arxiv.org/abs/1511.04508; Carlini, Wagner (2017).
     """
+    checks.function("f", f)
     checks.positive("temperature", temperature)
     return jax.nn.softmax(f(x) / temperature)

@@ -12,6 +12,7 @@ from jacreg_jax.types import Function, PyTree
 Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
 
 
+@checks.pure
 def map_batches(
     fn: Function, f: Function, *arrays: Any, batch_size: int = 500, progress: Progress | None = None, **named: Any
 ) -> PyTree:
@@ -32,13 +33,15 @@ def map_batches(
         Pytree of numpy arrays [N, ...].
 
     Raises:
-        TypeError: what has no length.
+        TypeError: what has no length; fn or f cannot be called.
         ValueError: no samples, arrays of different lengths, or batch_size below 1; what fn raises for such values.
 
     Example:
         >>> map_batches(lambda f, x: f(x), lambda x: x + 1, np.arange(5), batch_size=2).tolist()
         [1, 2, 3, 4, 5]
     """
+    checks.function("fn", fn, None)
+    checks.function("f", f)
     every = dict(zip((*programs.ROWS, *map(str, range(len(arrays)))), arrays, strict=False)) | named
     for name, a in every.items():
         if not hasattr(a, "shape") or len(a.shape) == 0:

@@ -23,6 +23,7 @@ class Certificate(NamedTuple):
     probability: "np.ndarray"  # [N] lower confidence bound of the probability of the prediction
 
 
+@checks.pure
 def noisy_counts(
     f: Function, x: ArrayLike, key: Array, *, sigma: ArrayLike, num_samples: int, chunk_size: int = 100
 ) -> Array:
@@ -49,15 +50,25 @@ def noisy_counts(
         >>> noisy_counts(lambda x: x, jnp.array([[5.0, 0.0]]), jax.random.key(0), sigma=0.1, num_samples=100).tolist()
         [[100, 0]]
     """
+    checks.function("f", f)
     x = checks.inputs(x)
     checks.positive("sigma", sigma)
     num_samples, chunk_size = checks.count("num_samples", num_samples), checks.count("chunk_size", chunk_size)
-    keys, rows = sample_keys(key, len(x)), len(x) * chunk_size
-    classes = checks.num_classes(jax.eval_shape(f, jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)), rows)
+    keys = sample_keys(key, len(x))
+    shape = jax.ShapeDtypeStruct((len(x) * chunk_size, *x.shape[1:]), x.dtype)
+    checks.num_classes(jax.eval_shape(f, shape), shape.shape[0])
+    sizes = {"num_samples": num_samples, "chunk_size": chunk_size}
+    counts: Array = programs.called_once(_counts, f, shape, x, keys, sigma, **sizes)
+    return counts
+
+
+def _counts(f: Function, x: Array, keys: Array, sigma: ArrayLike, *, num_samples: int, chunk_size: int) -> Array:
+    rows = len(x) * chunk_size
+    classes = jax.eval_shape(f, jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)).shape[1]
 
     def draw(counts: Array, chunk: Array) -> tuple[Array, None]:
         noise = lambda k, x: jax.random.normal(jax.random.fold_in(k, chunk), (chunk_size, *x.shape), x.dtype)
-        noisy = x[:, None] + sigma * jax.vmap(noise)(keys, x)
+        noisy = x[:, None] + jnp.asarray(sigma, x.dtype) * jax.vmap(noise)(keys, x)
         predicted = predicted_class(f(noisy.reshape(rows, *x.shape[1:]))).reshape(len(x), chunk_size)
         return counts + jax.nn.one_hot(predicted, classes, dtype=jnp.int32).sum(1, dtype=jnp.int32), None
 
@@ -65,6 +76,7 @@ def noisy_counts(
     return jax.lax.scan(draw, start, jnp.arange(-(-num_samples // chunk_size), dtype=jnp.int32))[0]
 
 
+@checks.pure
 def certify_smoothed(
     f: Function,
     x: Any,
@@ -110,6 +122,7 @@ def certify_smoothed(
     """
     from scipy.stats import beta, norm
 
+    checks.function("f", f)
     x = checks.inputs(x)
     if not np.isfinite(np.asarray(x, np.float64)).all():
         raise ValueError("x must be finite, got NaN or infinite pixels")
@@ -121,7 +134,8 @@ def certify_smoothed(
     starts, drawn = range(0, len(x), batch_size), []
     for start in progress(starts) if progress else starts:
         rows = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
-        drawn.append([_counts(f, x[rows], keys[rows, i], sigma, n) for i, n in enumerate(sizes)])
+        part = lambda i, n: noisy_counts(f, x[rows], keys[rows, i], sigma=sigma, num_samples=n, chunk_size=min(n, 100))
+        drawn.append([np.asarray(part(i, n)) for i, n in enumerate(sizes)])
     selected, bounding = (np.concatenate(parts)[: len(x)] for parts in zip(*drawn, strict=True))
     prediction = selected.argmax(1)
     hit = np.take_along_axis(bounding, prediction[:, None], 1)[:, 0]
@@ -133,17 +147,7 @@ def certify_smoothed(
     return Certificate(np.where(certain, prediction, -1), radius, probability)
 
 
-_compiled_counts = jax.jit(noisy_counts, static_argnames=("num_samples", "chunk_size"))
-
-
-def _counts(f: Function, x: Array, keys: Array, sigma: float, num_samples: int) -> Any:
-    """noisy_counts, compiled once for all values."""
-    chunk = min(num_samples, 100)
-    shape = jax.ShapeDtypeStruct((len(x) * chunk, *x.shape[1:]), x.dtype)
-    program = programs.as_argument(f, shape)
-    return np.asarray(_compiled_counts(program, x, keys, sigma=sigma, num_samples=num_samples, chunk_size=chunk))
-
-
+@programs.once
 def interval_radius(
     f: Function,
     x: ArrayLike,

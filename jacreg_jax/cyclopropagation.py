@@ -45,15 +45,17 @@ def activation_from(sigma: ElementWise) -> Activation:
         sigma: maps scalars to scalars.
 
     Raises:
+        TypeError: sigma cannot be called.
         ValueError: sigma does not give a scalar for a scalar.
 
     Example:
         >>> float(activation_from(jnp.sin).first(jnp.zeros(1))[0])
         1.0
     """
+    checks.function("sigma", sigma)
     shape = jax.eval_shape(sigma, jnp.zeros(())).shape
     if shape != ():
-        raise ValueError(f"activation must map a scalar to a scalar, got shape {shape}")
+        raise ValueError(f"sigma must map a scalar to a scalar, got shape {shape}")
     first, second = jax.grad(sigma), jax.grad(jax.grad(sigma))
     everywhere = lambda f: lambda x: jax.vmap(f)(x.ravel()).reshape(x.shape)
     return Activation(sigma, everywhere(first), everywhere(second))

@@ -4,13 +4,13 @@ A plane is an origin x0, [H, W, C] or any shape, and two orthonormal directions;
 b L2 distances in raw pixels. Points are not clipped to [0, 1], as in the paper's figures: the plane stays flat.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacreg_jax import checks
+from jacreg_jax import checks, programs
 from jacreg_jax.keys import check_key
 from jacreg_jax.predictions import predicted_class
 from jacreg_jax.types import Array, Counter, Function
@@ -92,6 +92,7 @@ def adversarial_plane(x: Array, x_adv_1: Array, x_adv_2: Array) -> Plane:
     return _orthonormal(x, one - x, two - x)
 
 
+@checks.pure
 def decision_cells(f: Function, plane: Plane, *, extent: float, resolution: int = 201, batch_size: int = 2048) -> Cells:
     """Predicted class and confidence on a square grid of the plane.
 
@@ -114,8 +115,16 @@ def decision_cells(f: Function, plane: Plane, *, extent: float, resolution: int 
         >>> decision_cells(f, plane, extent=1.0, resolution=2).classes.tolist()
         [[1, 0], [1, 0]]
     """
+    _check(f, plane)
     checks.positive("extent", extent)
     resolution, batch_size = checks.count("resolution", resolution, least=2), checks.count("batch_size", batch_size)
+    sizes = {"resolution": resolution, "batch_size": batch_size}
+    cells: Cells = programs.called_once(_cells, f, _one(plane), plane, extent, **sizes)
+    return cells
+
+
+def _cells(f: Function, plane: Plane, extent: ArrayLike, *, resolution: int, batch_size: int) -> Cells:
+    extent = jnp.asarray(extent, plane.origin.dtype)
     axis = jnp.linspace(-extent, extent, resolution, dtype=plane.origin.dtype)
     b, a = jnp.meshgrid(axis, axis, indexing="ij")
     logits = _at(f, plane, jnp.stack([a.ravel(), b.ravel()], axis=1), batch_size)
@@ -125,6 +134,7 @@ def decision_cells(f: Function, plane: Plane, *, extent: float, resolution: int 
     return Cells(classes.reshape(resolution, resolution), confidence.reshape(resolution, resolution), axis)
 
 
+@checks.pure
 def boundary_distance(
     f: Function, plane: Plane, *, extent: ArrayLike, num_rays: int = 360, num_radii: int = 200, batch_size: int = 2048
 ) -> Array:
@@ -153,9 +163,16 @@ def boundary_distance(
         >>> round(float(boundary_distance(f, plane, extent=1.0)), 4)
         0.3
     """
+    _check(f, plane)
     checks.positive("extent", extent)
     num_rays, num_radii = checks.count("num_rays", num_rays), checks.count("num_radii", num_radii)
-    batch_size, dtype = checks.count("batch_size", batch_size), plane.origin.dtype
+    sizes = {"num_rays": num_rays, "num_radii": num_radii, "batch_size": checks.count("batch_size", batch_size)}
+    distance: Array = programs.called_once(_boundary, f, _one(plane), plane, extent, **sizes)
+    return distance
+
+
+def _boundary(f: Function, plane: Plane, extent: ArrayLike, *, num_rays: int, num_radii: int, batch_size: int) -> Array:
+    dtype = plane.origin.dtype
     angles = jnp.linspace(0, 2 * jnp.pi, num_rays, endpoint=False, dtype=dtype)
     directions = jnp.stack([jnp.cos(angles), jnp.sin(angles)], axis=1)  # [A, 2]
     radii = jnp.linspace(0, extent, num_radii + 1, dtype=dtype)
@@ -167,11 +184,22 @@ def boundary_distance(
     def halve(_: Counter, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
         low, high = bracket
         middle = (low + high) / 2
-        beyond = predicted_class(f(plane.points(middle[:, None] * directions))) != own
+        beyond = predicted_class(_at(f, plane, middle[:, None] * directions, batch_size)) != own
         return jnp.where(beyond, low, middle), jnp.where(beyond, middle, high)
 
     _, high = jax.lax.fori_loop(0, 20, halve, (radii[first], radii[first + 1]))
     return jnp.where(own >= 0, jnp.min(jnp.where(changed.any(0), high, jnp.inf)), 0)
+
+
+def _check(f: Any, plane: Any) -> None:
+    checks.function("f", f)
+    if not isinstance(plane, Plane):
+        raise TypeError(f"plane must be a Plane, as random_plane or adversarial_plane give, got {type(plane).__name__}")
+
+
+def _one(plane: Plane) -> jax.ShapeDtypeStruct:
+    """One sample with its batch axis, which f is called on everywhere."""
+    return jax.ShapeDtypeStruct((1, *plane.origin.shape), plane.origin.dtype)
 
 
 def _at(f: Function, plane: Plane, coordinates: Array, batch_size: int) -> Array:

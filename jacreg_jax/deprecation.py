@@ -1,17 +1,18 @@
 """Old names: they work for one release, 0.2, and say what to write instead."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
+
+from jacreg_jax import checks
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def warn(old: str, new: str, stacklevel: int = 3) -> None:
+def warn(old: str, new: str) -> None:
     """DeprecationWarning that says the new name."""
-    warnings.warn(f"{old} is deprecated since 0.2, use {new}", DeprecationWarning, stacklevel=stacklevel)
+    checks.warn(f"{old} is deprecated since 0.2, use {new}", DeprecationWarning)
 
 
 def renamed(old: str, function: Callable[P, R], new: str | None = None) -> Callable[P, R]:
@@ -54,7 +55,7 @@ def old_function(name: str) -> Callable[..., Any]:
     from jacreg_jax import jacobian, mean_norm, penalty
 
     def value_and_norms(reduce: Any, new: str, f: Any, x: Any, key: Any, fraction: float, has_aux: bool) -> Any:
-        warn(name, new, stacklevel=4)
+        warn(name, new)
         penalise = lambda x, key: penalty.value_and(reduce, f, x, key, has_aux=has_aux)
         if fraction == 1:
             return penalise(x, key)
@@ -109,7 +110,7 @@ def loss_options(options: dict[str, Any]) -> tuple[dict[str, Any], Callable[[Any
     from jacreg_jax import accumulation, penalties
 
     for name in old:
-        warn(f"classification_loss({name}=...)", _OLD_LOSS_OPTIONS[name], stacklevel=4)
+        warn(f"classification_loss({name}=...)", _OLD_LOSS_OPTIONS[name])
     of_norm = {"num_projections", "probe", "chunk_size", "sample_fraction"} & old.keys()
     if "penalty" in options and old.keys() - {"lazy", "part_size"}:
         raise ValueError(f"penalty and its old options {sorted(old)} must not be given together")

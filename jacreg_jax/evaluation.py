@@ -5,7 +5,7 @@ functions fold the key with the index of the sample, so that no result depends o
 an attack refuses when it is called directly is refused here before anything runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -87,11 +87,15 @@ def norm_summary(norms: Sequence[float] | ArrayLike) -> dict[str, float]:
     Returns:
         {"mean": ..., "rms": ...}.
 
+    Raises:
+        ValueError: NaN or negative norms, or none.
+
     Example:
         >>> norm_summary(np.array([1.0, 7.0]))
         {'mean': 4.0, 'rms': 5.0}
     """
-    return {"mean": float(np.mean(np.asarray(norms))), "rms": float(np.sqrt(np.mean(np.square(np.asarray(norms)))))}
+    found = checks.sample_values("norms", norms).astype(np.float64)
+    return {"mean": float(np.mean(found)), "rms": float(np.sqrt(np.mean(np.square(found))))}
 
 
 def run_attack(
@@ -152,7 +156,8 @@ def worst_case(
     """The point-wise worst case of several attacks over N samples: each gets only what is still robust.
 
     Args:
-        attacks: by name, in order, each as for `run_attack`, such as `attacks.standard_ensemble()`.
+        attacks: by name, in order, each as for `run_attack`, such as `attacks.standard_ensemble()`. One with an
+            attribute least_classes is left out, with a UserWarning, where f gives fewer.
         f: function under attack, raw pixels -> logits.
         x: raw pixels [N, ...].
         y: integer labels [N].
@@ -164,10 +169,10 @@ def worst_case(
 
     Returns:
         (result, robust): the result of the first attack that fools each sample, leaves [N, ...], and the share of
-        samples still robust after each attack, by name.
+        samples still robust after each attack, by name; those that were left out are not in it.
 
     Raises:
-        TypeError, ValueError: as `run_attack`.
+        TypeError, ValueError: as `run_attack`; no attacks, or none for so few classes.
 
     Example:
         >>> from jacreg_jax import attacks
@@ -178,6 +183,7 @@ def worst_case(
     """
     x, y, keys = _data(x, y, key)
     values, swept = _swept(extra, swept, len(x))
+    attacks = _that_can_run(attacks, f, x)
     left, result, robust = np.arange(len(x)), None, {}
     for j, (name, attack) in enumerate(attacks.items()):
         if len(left):
@@ -192,6 +198,25 @@ def worst_case(
             left = left[~new.success]
         robust[name] = len(left) / len(x)
     return result, robust
+
+
+def _that_can_run(attacks: Any, f: Function, x: Any) -> dict[str, Function]:
+    """The attacks for as many classes as f has; of the others, a warning."""
+    if not isinstance(attacks, Mapping):
+        raise TypeError(f"attacks must be a dict of attacks by name, got {type(attacks).__name__}")
+    for name, attack in attacks.items():
+        checks.function(f"attacks[{name!r}]", attack, None)
+    least = {name: getattr(attack, "least_classes", 0) for name, attack in attacks.items()}
+    checks.function("f", f)
+    classes = (
+        jax.eval_shape(f, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)).shape[-1] if any(least.values()) else 0
+    )
+    out = [name for name in attacks if least[name] > classes]
+    for name in out:
+        checks.warn(f"{name} is left out: it needs at least {least[name]} classes, f gives {classes}")
+    if len(out) == len(attacks):
+        raise ValueError(f"attacks must hold at least one that can run on f, got {sorted(attacks)}")
+    return {name: attack for name, attack in attacks.items() if name not in out}
 
 
 def _correct(f: Function, x: Array, y: Array) -> Array:
@@ -212,7 +237,7 @@ def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
 def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[Any], dict[str, Any]]:
     """Numbers as float32 [N], arrays [N, ...] as they are; by position and by name."""
     if extra:
-        deprecation.warn("passing swept values by position", "their names, such as epsilon=0.1", stacklevel=4)
+        deprecation.warn("passing swept values by position", "their names, such as epsilon=0.1")
 
     def rows(name: str, value: Any) -> Any:
         if isinstance(value, int | np.integer) and not isinstance(value, bool) and name not in programs.SWEPT:

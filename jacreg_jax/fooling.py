@@ -84,9 +84,4 @@ def median_distance(
 
 
 def _distances(distances: Sequence[float] | ArrayLike) -> Any:
-    found = np.asarray(distances)
-    if found.ndim != 1 or not len(found):
-        raise ValueError(f"distances must be [N], of at least one sample; got shape {found.shape}")
-    if np.isnan(found).any() or (found < 0).any():
-        raise ValueError("distances must be 0 or positive, +inf where never fooled; got NaN or negative ones")
-    return found
+    return checks.sample_values("distances", distances, "0 or positive, +inf where never fooled")

@@ -45,13 +45,23 @@ RISING |= {
     "min",
 }
 RISING |= {"reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_sum", "cumsum", "cummax", "cummin"}
-RISING |= {"add", "add_any", "clamp", "concatenate", "pad", "and", "or", "reduce_and", "reduce_or"}
+RISING |= {"add", "add_any", "clamp", "concatenate", "stack", "pad", "and", "or", "reduce_and", "reduce_or"}
 SHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "rev", "copy", "copy_p"}
 SHAPES |= {"jacreg_patches", "gather", "dynamic_slice", "stop_gradient", "split", "real", "device_put", "pvary"}
 FALLING = {"neg", "erfc", "acos", "not"}
 COMPARISONS = {"gt", "ge", "lt", "le"}
 BILINEAR = {"dot_general", "conv_general_dilated", "jacreg_convolution"}
-ELEMENTWISE = RISING - {"reduce_max", "reduce_min", "reduce_sum", "cumsum", "cummax", "cummin", "concatenate", "pad"}
+ELEMENTWISE = RISING - {
+    "reduce_max",
+    "reduce_min",
+    "reduce_sum",
+    "cumsum",
+    "cummax",
+    "cummin",
+    "concatenate",
+    "stack",
+    "pad",
+}
 ELEMENTWISE -= {"reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_and", "reduce_or"}
 ELEMENTWISE |= {
     "neg",

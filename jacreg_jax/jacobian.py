@@ -49,6 +49,7 @@ def exact_frobenius_sq(
 
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Eqs. 3 and 6.
     """
+    checks.function("f", f)
     inputs = Rows(x, "x")
     outputs = Rows(jax.eval_shape(f, x), "f(x)", batch=inputs.batch)
     checks.one_of("mode", mode, ("auto", "reverse", "forward"))
@@ -58,6 +59,7 @@ def exact_frobenius_sq(
     return exact_from_vjp(*jax.vjp(f, x), x, chunk_size=chunk_size)
 
 
+@checks.pure
 def projected_frobenius_sq(
     f: Function, x: PyTree, key: jax.Array, *, num_projections: int = 1, probe: Probe = "sphere"
 ) -> Float[Array, " B"]:
@@ -89,6 +91,7 @@ def projected_frobenius_sq(
 
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Algorithm 1.
     """
+    checks.function("f", f)
     batch_size(x)
     z, vjp = jax.vjp(f, x)
     return projected_from_vjp(z, vjp, x, key, num_projections=num_projections, probe=probe)
@@ -127,6 +130,7 @@ def projected_from_vjp(
     return jnp.mean(jax.vmap(project, in_axes=1)(v), axis=0)
 
 
+@checks.pure
 def rows_are_independent(f: Function, x: PyTree, key: jax.Array, *, tolerance: float = 1e-6) -> Bool[Array, ""]:
     """Whether each row of f(x) depends on its own row of x alone, seen from random cotangents.
 
@@ -152,6 +156,7 @@ def rows_are_independent(f: Function, x: PyTree, key: jax.Array, *, tolerance: f
         >>> rows_are_independent(lambda x: x - x.mean(0, keepdims=True), jnp.ones((4, 2)), jax.random.key(0)).item()
         False
     """
+    checks.function("f", f)
     checks.non_negative("tolerance", tolerance)
     inputs = Rows(x, "x")
     z, vjp = jax.vjp(f, x)

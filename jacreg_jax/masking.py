@@ -55,6 +55,7 @@ def linearised_margin(f: Function, x: ArrayLike, y: ArrayLike, *, norm: Norm = "
         >>> linearised_margin(f, jnp.array([[0.75], [0.5]]), jnp.array([0, 0])).tolist()
         [0.25, 0.0]
     """
+    values.function("f", f)
     values.one_of("norm", norm, NORMS)
     x = values.inputs(x)
     z, vjp = jax.vjp(f, x)

@@ -1,25 +1,29 @@
 """Metrics of a batch from those of its shares: devices of a mesh, or parts done one after the other."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 
-def merged(metrics: dict[str, jax.Array], mean: Callable[[jax.Array], jax.Array], shares: int) -> dict[str, jax.Array]:
-    """The metrics of the whole from those of equal shares.
+def merged(
+    metrics: dict[str, jax.Array], mean: Callable[[jax.Array], jax.Array], shares: int, weight: Any = None
+) -> dict[str, jax.Array]:
+    """The metrics of the whole from those of its shares.
 
     Means are averaged. A metric NAME_error is the standard error of NAME over NAME_count samples of each share; with m
-    of them in each of D shares, means p_d and errors e_d,
+    of them in share d of D, M in all, means p_d and errors e_d,
 
-        e^2 = sum_d (m (m - 1) e_d^2 + m (p_d - p)^2) / ((D m - 1) D m),
+        e^2 = sum_d (m (m - 1) e_d^2 + m (p_d - p)^2) / ((M - 1) M),
 
-    which is the standard error over all D m samples. Without a count, e^2 = sum_d e_d^2 / D^2.
+    which is the standard error over all M samples. Without a count, e^2 = sum_d (w_d e_d)^2 / D^2.
 
     Args:
         metrics: of a share, or stacked over them.
         mean: over the shares, such as a `jax.lax.pmean`.
         shares: D.
+        weight: w_d, the size of a share in units of the mean size, stacked as the metrics are; None: all are equal.
 
     Returns:
         Scalars by the same names.
@@ -30,14 +34,15 @@ def merged(metrics: dict[str, jax.Array], mean: Callable[[jax.Array], jax.Array]
         >>> float(whole["p"]), float(whole["p_error"])
         (2.0, 1.0)
     """
-    whole = {name: mean(value).astype(value.dtype) for name, value in metrics.items()}
+    weigh = lambda value: value if weight is None else value * weight.astype(value.dtype)
+    whole = {name: mean(weigh(value)).astype(value.dtype) for name, value in metrics.items()}
     for name in [name for name in metrics if name.endswith("_error")]:
         of, error = name.removesuffix("_error"), metrics[name]
         if f"{of}_count" not in metrics:
-            whole[name] = jnp.sqrt(mean(error**2) / shares)
+            whole[name] = jnp.sqrt(mean(weigh(error) ** 2) / shares)
             continue
         m = metrics[f"{of}_count"]
-        total = shares * whole[f"{of}_count"]
+        total = (shares * mean(m)).astype(m.dtype)
         squares = shares * mean(m * (m - 1) * error**2 + m * (metrics[of] - whole[of]) ** 2)
         whole[name] = jnp.sqrt(squares / jnp.maximum(total - 1, 1) / total)
         whole[f"{of}_count"] = total

@@ -35,7 +35,7 @@ def cross_entropy(
         if mask is None:
             checks.labels(label, label.shape, z.shape[-1], "label")
         else:
-            hard = jnp.where(mask > 0, label, 0)  # what is masked may hold any label, such as -1
+            hard = jnp.where(jnp.asarray(mask) > 0, label, 0)  # what is masked may hold any label, such as -1
     else:
         raise ValueError(
             f"label must be integers of shape {z.shape[:-1]} or distributions of shape {z.shape}, for logits of shape "
@@ -93,9 +93,10 @@ def _label(batch: Batch, shape: tuple[int, ...] | None = None) -> Array:
 
 
 def _check_mask(mask: Any, shape: tuple[int, ...]) -> None:
-    if mask is not None and jnp.shape(mask) != shape:
-        raise ValueError(f"mask must have shape {shape}, one entry for each position, got {jnp.shape(mask)}")
-    if mask is not None and len(shape) == 1:
+    if mask is None:
+        return
+    checks.entries("mask", mask, shape, "one entry for each position", flags=True)
+    if len(shape) == 1:
         raise ValueError("mask marks tokens [B, T]; for whole samples give batch['weight'] of shape [B]")
 
 
@@ -115,5 +116,6 @@ def _mean_of_sample(values: Array, mask: Any) -> Array:
     values, axes = values if values.dtype != bool else values.astype(jnp.float32), tuple(range(1, values.ndim))
     if mask is None:
         return jnp.mean(values, axis=axes)
-    mask = mask.astype(values.dtype)
-    return jnp.sum(jnp.where(mask > 0, values, 0) * mask, axis=axes) / jnp.maximum(jnp.sum(mask, axis=axes), 1)
+    mask = jnp.asarray(mask).astype(values.dtype)
+    marked = jnp.sum(mask, axis=axes)
+    return jnp.sum(jnp.where(mask > 0, values, 0) * mask, axis=axes) / jnp.where(marked > 0, marked, 1)

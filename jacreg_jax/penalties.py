@@ -9,7 +9,6 @@ gradient, for statistics. Any function of these arguments is a penalty too.
 
 import dataclasses
 import inspect
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -131,6 +130,9 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
     """
     if not callable(function):
         raise TypeError(f"function must be callable as (f, x, ...) -> [B], got {type(function).__name__}")
+    makers: tuple[Any, ...] = (projected, exact, of, on_part, of_model)
+    if function in makers:
+        raise TypeError(f"function must give one value for each sample, got {function.__name__}, which makes a penalty")
     names = [name for name in ("y", "key") if name in inspect.signature(function).parameters]
     inspect.signature(function).bind(None, None, **dict.fromkeys(names) | options)  # TypeError names what is missing
 
@@ -156,6 +158,7 @@ def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
         A penalty.
 
     Raises:
+        TypeError: penalty is not one, such as `exact` without its call.
         ValueError: fraction outside (0, 1].
 
     Example:
@@ -164,7 +167,7 @@ def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
         ((4, 4), (2,))
     """
     checks.fraction("fraction", fraction, one=True)
-    inner = projected() if penalty is None else penalty
+    inner = projected() if penalty is None else checked(penalty)
 
     def part(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
         if not isinstance(f, BoundModel):
@@ -200,21 +203,53 @@ def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
         A penalty for the losses of `training`.
 
     Raises:
-        TypeError: in a call, f is not the model of a train step.
+        TypeError: apply or penalty is of another kind; in a call, f is not the model of a train step.
+
+    Example:
+        >>> from jacreg_jax import models
+        >>> penalty = of_model(models.batch_statistics_mode(models.ResNet18()), projected(2))
     """
-    if not callable(apply):
-        raise TypeError(f"apply must be callable as (params, model_state, x, key), got {type(apply).__name__}")
-    inner = projected() if penalty is None else penalty
+    checks.function("apply", apply, APPLY_ARGUMENTS, APPLY_HINT)
+    inner = projected() if penalty is None else checked(penalty)
 
     def other(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
         if not isinstance(f, BoundModel):
             raise TypeError(f"f must be the BoundModel of a train step for of_model(...), got {type(f).__name__}")
         if getattr(apply, "reads_running_statistics", False) and jax.tree.leaves(f.model_state):
-            warnings.warn(_LAGGING, stacklevel=2)
+            checks.warn(_LAGGING)
         _, mean, norms = inner(dataclasses.replace(f, apply=apply), x, y, keys)
         return f(x), mean, norms
 
     return other
+
+
+APPLY_ARGUMENTS = ("params", "model_state", "x", "key")
+APPLY_HINT = ", as models.train_mode(module) makes it"
+
+
+def checked(penalty: Any) -> Penalty:
+    """The penalty, whose results are looked at in every call.
+
+    Raises:
+        TypeError: it cannot be called as one; in a call, it gives something else than (f(x), mean, norms).
+    """
+    if getattr(penalty, "is_checked", False):
+        return penalty
+    hint = " -> (f(x), mean, norms), as penalties.exact(), with its call, is; see penalties.of"
+    checks.function("penalty", penalty, ("f", "x", "y", "keys"), hint)
+
+    def looked_at(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
+        found = penalty(f, x, y, keys)
+        if not isinstance(found, tuple) or len(found) != 3:
+            raise TypeError(f"penalty must give (f(x), mean, norms), got {type(found).__name__}")
+        value, mean, norms = found
+        if jnp.shape(mean) != () or jnp.ndim(norms) != 1:
+            got = jnp.shape(mean), jnp.shape(norms)
+            raise TypeError(f"penalty must give (f(x), mean, norms), a scalar mean and norms [m], got shapes {got}")
+        return value, mean, norms
+
+    looked_at.is_checked = True  # type: ignore[attr-defined]
+    return looked_at
 
 
 def _penalise(reduce: Any, f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:

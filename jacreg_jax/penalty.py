@@ -1,6 +1,5 @@
 """What goes in a loss: the Jacobian penalty beside the logits, from one shared forward pass (Algorithm 1, Eqs. 4-5)."""
 
-import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -154,8 +153,10 @@ def standard_error(frobenius_sq: Float[Array, " m"]) -> Float[Array, ""]:
     return jnp.sqrt(jnp.sum(deviation**2) / max(m - 1, 1) / m)
 
 
+@checks.pure
 def value_and(reduce: Reduce, f: Function, x: PyTree, key: Any, *, has_aux: bool = False) -> tuple[Any, Any]:
     """(f(x), reduce(z, vjp, x, key)) from one forward pass; with has_aux f(x) is (z, aux)."""
+    checks.function("f", f)
     if batch_size(x) == 0:
         raise ValueError("x must hold at least one sample: an empty batch has no mean")
     if has_aux:
@@ -163,9 +164,8 @@ def value_and(reduce: Reduce, f: Function, x: PyTree, key: Any, *, has_aux: bool
     else:
         z, vjp = jax.vjp(f, x)
     if not depends_on_argument(vjp, z):
-        warnings.warn(
-            "f(x) has a derivative of exactly zero in x everywhere, as where x is cast to integers: the penalty is 0",
-            stacklevel=2,
+        checks.warn(
+            "f(x) has a derivative of exactly zero in x everywhere, as where x is cast to integers: the penalty is 0"
         )
     return (z, aux) if has_aux else z, reduce(z, vjp, x, key)
 

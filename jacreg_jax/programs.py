@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
+from jacreg_jax import checks
 from jacreg_jax.concrete import Deferred, deferred
 from jacreg_jax.types import Array, Function, PyTree
 
@@ -166,6 +167,30 @@ def test_values(call: Any, f: Function, *rows: Any, whole: Mapping[str, Any], **
         test(whole)
 
 
+@functools.lru_cache(maxsize=64)
+def _jitted(function: Function, static: tuple[str, ...]) -> Any:
+    return jax.jit(function, static_argnames=static)
+
+
+def called_once(function: Function, f: Function, shape: Any, *args: Any, **static: Any) -> Any:
+    """function(f, *args, **static), compiled once for equal programs f where every value is concrete.
+
+    Args:
+        function: defined once; its checks of values are made before.
+        f: function under study.
+        shape: `jax.ShapeDtypeStruct` of the one argument that f is called with.
+        *args: pytrees of arrays.
+        **static: hashable options.
+    """
+    program = _known(f, shape) if _is_concrete(args) else None
+    if program is not None:
+        try:
+            return _jitted(function, tuple(sorted(static)))(program, *args, **static)
+        except OtherShapeError:
+            pass
+    return function(f, *args, **static)
+
+
 SWEPT = {"epsilon", "sigma", "step_size", "init_epsilon", "initial_const"}  # numbers that may change without compiling
 
 
@@ -176,6 +201,7 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
     """
 
     @functools.wraps(attack)
+    @checks.pure
     def call(*args: P.args, **options: P.kwargs) -> R:
         rows: tuple[Any, ...] = args[1:]
         f, named = cast(Any, args[0] if args else None), dict(options)

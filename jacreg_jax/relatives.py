@@ -19,6 +19,7 @@ from jacreg_jax.rows import Rows, at_least_float32, batch_size, sum_sq
 from jacreg_jax.types import Array, Float, Function, Int, PyTree
 
 
+@checks.pure
 def input_gradient_penalty(
     f: Function, x: PyTree, y: Int[Array, "B *T"], *, norm: Literal["l2", "l1"] = "l2"
 ) -> Float[Array, " B"]:
@@ -46,9 +47,12 @@ def input_gradient_penalty(
 
     References: Drucker, LeCun (1992); Rodriguez-Munoz, Wang, Torralba (2024), https://arxiv.org/abs/2409.20139.
     """
+    checks.function("f", f)
     checks.one_of("norm", norm, ("l2", "l1"))
     batch_size(x)
     logits = jax.eval_shape(f, x)
+    if len(getattr(logits, "shape", ())) < 2:
+        raise ValueError(f"f(x) must be logits [B, ..., C], got {getattr(logits, 'shape', type(logits).__name__)}")
     y = checks.labels(y, logits.shape[:-1], logits.shape[-1])
 
     def loss(x: PyTree) -> Array:
@@ -59,6 +63,7 @@ def input_gradient_penalty(
     return sum_sq(gradient) if norm == "l2" else _sum_abs(gradient)
 
 
+@checks.pure
 def noise_consistency(f: Function, x: PyTree, key: jax.Array, *, sigma: float) -> Float[Array, " B"]:
     """||f(x + sigma u) - f(x)||^2 / sigma^2 with u ~ N(0, 1); cost 2.
 
@@ -84,6 +89,7 @@ def noise_consistency(f: Function, x: PyTree, key: jax.Array, *, sigma: float) -
 
     References: Zheng et al. (2016), https://arxiv.org/abs/1604.04326; Bishop (1995).
     """
+    checks.function("f", f)
     checks.positive("sigma", sigma)
     keys = sample_keys(key, batch_size(x))
     leaves, treedef = jax.tree.flatten(x)
@@ -93,6 +99,7 @@ def noise_consistency(f: Function, x: PyTree, key: jax.Array, *, sigma: float) -
     return sum_sq(difference) / sigma**2
 
 
+@checks.pure
 def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: float = 0.01) -> Float[Array, " B"]:
     """<v, f(x + h g) - f(x - h g)> / (2 h), g = stop_gradient(J^T v): ||J^T v||^2 without double backward; cost 2.7.
 
@@ -117,6 +124,7 @@ def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: fl
         >>> first_order_frobenius_sq(f, x, key).round(2)
         Array([36., 36.], dtype=float32)
     """
+    checks.function("f", f)
     checks.positive("step", step)
     batch = batch_size(x)
     z, vjp = jax.vjp(f, jax.lax.stop_gradient(x))
@@ -132,6 +140,7 @@ def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: fl
     return 2 * directional - jax.lax.stop_gradient(directional)
 
 
+@checks.pure
 def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: int = 5) -> Float[Array, " B"]:
     """sigma_max(J)^2 by power iteration on J J^T, the vector held fixed in the gradient; cost 2 + 2 k / 3.
 
@@ -157,6 +166,7 @@ def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: 
 
     Reference: Johansson et al. (2022), https://arxiv.org/abs/2206.13581.
     """
+    checks.function("f", f)
     checks.count("num_iterations", num_iterations)
     batch, fixed = batch_size(x), jax.lax.stop_gradient(x)
     z, vjp = jax.vjp(f, x)
@@ -172,6 +182,7 @@ def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: 
     return sum_sq(vjp(outputs.unravel(u))[0])
 
 
+@checks.pure
 def target_jacobian_sq(
     f: Function, x: Array, target: Array, key: jax.Array | None = None, *, num_projections: int | None = None
 ) -> Float[Array, " B"]:
@@ -197,6 +208,7 @@ def target_jacobian_sq(
         >>> target_jacobian_sq(lambda x: 3 * x, jnp.zeros((1, 2)), 2 * jnp.eye(2))
         Array([2.], dtype=float32)
     """
+    checks.function("f", f)
     if not hasattr(x, "shape"):
         raise TypeError(f"x must be one array [B, ...], got {type(x).__name__}")
     batch_size(x)
@@ -222,13 +234,20 @@ def centred(f: Function) -> Function:
     Returns:
         The same with logits of mean 0.
 
+    Raises:
+        TypeError: f cannot be called.
+        ValueError: in a call, f(x) is not [B, ..., C].
+
     Example:
         >>> centred(lambda x: x)(jnp.asarray([[1.0, 3.0]]))
         Array([[-1.,  1.]], dtype=float32)
     """
+    checks.function("f", f)
 
     def centred_f(x: PyTree) -> Array:
         z: Array = f(x)
+        if jnp.ndim(z) < 2:
+            raise ValueError(f"f(x) must be logits [B, ..., C], got shape {jnp.shape(z)}")
         return z - jnp.mean(z, axis=-1, keepdims=True)
 
     return centred_f
@@ -261,6 +280,8 @@ def layerwise_frobenius_sq(
     """
     if not layers:
         raise ValueError("layers must hold at least one function, got none")
+    for i, layer in enumerate(layers):
+        checks.function(f"layers[{i}]", layer)
     total: Any = 0.0
     for i, layer in enumerate(layers):
         keys = _folded(sample_keys(key, batch_size(x)), i)

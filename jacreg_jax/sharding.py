@@ -29,6 +29,19 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
+def check_mesh(mesh: Any) -> None:
+    """A mesh with the axis "data".
+
+    Raises:
+        TypeError: no mesh.
+        ValueError: it has no such axis.
+    """
+    if not isinstance(mesh, Mesh):
+        raise TypeError(f"mesh must be a jax.sharding.Mesh, as data_mesh() makes it, got {type(mesh).__name__}")
+    if AXIS not in mesh.shape:
+        raise ValueError(f"mesh must have an axis {AXIS!r}, as that of data_mesh() has, got axes {mesh.axis_names}")
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """The tree on every device. Through jit: device_put refuses typed keys on a mesh that spans processes."""
     return jax.jit(lambda t: t, out_shardings=NamedSharding(mesh, P()))(tree)
@@ -113,8 +126,11 @@ def map_over_devices(body: Step, mesh: Mesh | None, backend: Backend = "jit", *,
         ValueError: unknown backend; no mesh for shard_map or pmap.
     """
     checks.one_of("backend", backend, BACKENDS)
+    checks.function("body", body, ("state", "batch", "axis_name"))
     if mesh is None and backend != "jit":
         raise ValueError(f"mesh must be given for backend {backend!r}, got None; make one with data_mesh()")
+    if mesh is not None:
+        check_mesh(mesh)
     donated = (0,) if donate else ()
     on_axis: Step = lambda state, batch: body(state, batch, AXIS)
     if mesh is None:

@@ -22,7 +22,7 @@ from jacreg_jax.objectives import (
     cross_entropy as cross_entropy,
     squared_error as squared_error,
 )
-from jacreg_jax.penalties import BoundModel, Penalty, projected
+from jacreg_jax.penalties import APPLY_ARGUMENTS, APPLY_HINT, BoundModel, Penalty, checked, projected
 from jacreg_jax.penalty import joint_loss, standard_error
 from jacreg_jax.types import Apply, Array, PyTree
 
@@ -126,13 +126,15 @@ def supervised_loss(
 
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Eq. 5.
     """
-    penalty = projected() if penalty is None else penalty
+    penalty = checked(projected() if penalty is None else penalty)
+    checks.function("apply", apply, APPLY_ARGUMENTS, APPLY_HINT)
+    checks.function("objective", objective, ("z", "batch"))
     preprocess = (lambda raw: raw) if preprocess is None else preprocess
-    functions: dict[str, Any] = {"apply": apply, "objective": objective, "penalty": penalty, "preprocess": preprocess}
-    functions |= {} if perturb is None else {"perturb": perturb}
-    for name, function in functions.items():
-        if not callable(function):
-            raise TypeError(f"{name} must be callable, got {type(function).__name__}")
+    checks.function("preprocess", preprocess, ("raw",))
+    if perturb is not None:
+        checks.function("perturb", perturb, ("f", "image", "label", "keys"))
+    if not isinstance(input_name, str):
+        raise TypeError(f"input_name must be a string, got {type(input_name).__name__}")
     if not callable(lambda_jr):
         checks.non_negative("lambda_jr", lambda_jr)
     return JointLoss(apply, objective, penalty, lambda_jr, preprocess, perturb, input_name)
@@ -208,11 +210,8 @@ def multi_label_loss(apply: Apply, **options: Any) -> JointLoss:
 
 def _weight(batch: Batch, losses: Array) -> Array:
     """The weights of the samples, [B]."""
-    weight = batch["weight"]
-    if jnp.shape(weight) != losses.shape:
-        raise ValueError(f"weight must have shape {losses.shape}, one for each sample, got {jnp.shape(weight)}")
-    checks.non_negative("weight", weight, batch=len(losses))
-    return jnp.asarray(weight)
+    checks.entries("weight", batch["weight"], losses.shape, "one for each sample")
+    return jnp.asarray(batch["weight"]).astype(losses.dtype)
 
 
 def _statistics(penalty: Any, norms: Array | None) -> dict[str, Array]:

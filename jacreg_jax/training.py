@@ -5,7 +5,7 @@ the loss (`supervised.JointLoss`), which calls the penalty (`penalties.projected
 (`penalty.value_and`) and sums ||J^T v||^2 (`mean_norm`).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -17,9 +17,10 @@ import optax
 from jacreg_jax import checks, sharding
 from jacreg_jax.accumulation import Loss, in_parts as in_parts, lazily as lazily
 from jacreg_jax.concrete import Deferred, deferred
-from jacreg_jax.guard import Guarded, check_rows
+from jacreg_jax.guard import Guarded, check_batch, check_rows, check_state
 from jacreg_jax.keys import check_key
 from jacreg_jax.metrics import merged
+from jacreg_jax.optimizers import quench as quench, sgd as sgd
 from jacreg_jax.supervised import (
     classification_loss as classification_loss,
     multi_label_loss as multi_label_loss,
@@ -76,59 +77,6 @@ def init_state(
     return TrainState(params, opt_state, model_state, jnp.zeros((), jnp.int32), _copy(key))
 
 
-def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> optax.Schedule:
-    """Learning rate `initial`, multiplied by `factor` at each of the given steps (paper: tenfold at 50k and 100k).
-
-    Args:
-        initial: learning rate of step 0.
-        boundaries: steps.
-        factor: at each of them.
-
-    Raises:
-        TypeError: not real numbers.
-        ValueError: initial or factor not above 0; a boundary that is no step.
-
-    Example:
-        >>> [round(float(quench(0.1, [2])(step)), 3) for step in range(4)]
-        [0.1, 0.1, 0.01, 0.01]
-    """
-    checks.positive("initial", initial)
-    checks.positive("factor", factor)
-    for step in boundaries:
-        checks.count("boundaries", step, least=0)
-    return optax.piecewise_constant_schedule(initial, dict.fromkeys(boundaries, factor))
-
-
-def sgd(
-    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float | jax.Array = 0.0
-) -> optax.GradientTransformation:
-    """SGD as in the paper: u <- rho u + g + lambda_WD theta, theta <- theta - eta u.
-
-    The decay is coupled, the gradient of (lambda_WD / 2) ||theta||^2, and acts on all parameters, as in torch. It may
-    be traced, such as one of several under vmap.
-
-    Args:
-        learning_rate: eta, or a schedule of the step.
-        momentum: rho, in [0, 1).
-        weight_decay: lambda_WD.
-
-    Raises:
-        TypeError: not real numbers.
-        ValueError: negative, not finite, or momentum of 1 or more.
-
-    Example:
-        >>> optimizer = sgd(quench(0.1, [50_000, 100_000]), weight_decay=5e-4)
-    """
-    if not callable(learning_rate):
-        checks.non_negative("learning_rate", learning_rate)
-    checks.fraction("momentum", momentum, zero=True)
-    checks.non_negative("weight_decay", weight_decay)
-    step = optax.sgd(learning_rate, momentum=momentum or None)
-    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
-        return step
-    return optax.chain(optax.add_decayed_weights(weight_decay), step)
-
-
 def make_train_step(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -154,8 +102,10 @@ def make_train_step(
         The step; metrics are scalars, loss and grad_norm among them.
 
     Raises:
-        ValueError: unknown backend, or no mesh where one is needed. In a call, a label that is out of range, where it
-            lies on the host.
+        TypeError: loss cannot be called, or optimizer is no optax transformation; in a call, a batch of anything but
+            arrays.
+        ValueError: unknown backend, or no mesh where one is needed. In a call, an empty batch, one that does not split
+            over the mesh, the state of another optimizer, or a label out of range that lies on the host.
 
     Example:
         >>> loss = classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
@@ -165,10 +115,17 @@ def make_train_step(
         >>> sorted(metrics)
         ['accuracy', 'cross_entropy', 'grad_norm', 'loss', 'penalty', 'penalty_error']
     """
+    _check(loss, optimizer)
     tests: list[Deferred] = []
     body = partial(_update, loss, optimizer, tests)
     compiled = sharding.map_over_devices(body, mesh, backend, donate=donate)
-    return Guarded(compiled, lambda state, batch: _by_name(batch), tests)
+    shares = 1 if mesh is None else mesh.size if backend == "pmap" else mesh.shape[sharding.AXIS]
+
+    def data_of(state: TrainState, batch: PyTree) -> PyTree:
+        check_batch(batch, shares=shares)
+        return batch
+
+    return Guarded(compiled, data_of, tests)
 
 
 def make_train_steps(
@@ -190,7 +147,8 @@ def make_train_steps(
         Compiled function of the state, the data (pytree of [N, ...]) and integer indices [T, B].
 
     Raises:
-        TypeError, ValueError: in a call, a row or a label that is out of range, where they lie on the host.
+        TypeError, ValueError: as `make_train_step`; in a call, indices of another form, or a row or a label out of
+            range that lies on the host.
 
     Example:
         >>> loss = classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
@@ -201,6 +159,7 @@ def make_train_steps(
         >>> int(state.step), metrics["loss"].shape
         (3, (3,))
     """
+    _check(loss, optimizer)
     tests: list[Deferred] = []
 
     def steps(state: TrainState, data: PyTree, indices: Array) -> tuple[TrainState, dict[str, Array]]:
@@ -217,9 +176,13 @@ def make_train_steps(
         steps = jax.vmap(steps, in_axes=(0, None, 0))
     compiled = jax.jit(steps, donate_argnums=(0,) if donate else ())
 
-    def data_of(state: TrainState, data: PyTree, indices: Any) -> Any:
-        check_rows(indices, len(jax.tree.leaves(data)[0]))
-        return _by_name(data)
+    def data_of(state: TrainState, data: PyTree, indices: Any) -> PyTree:
+        check_batch(data, "data")
+        check_rows(indices, len(jax.tree.leaves(data)[0]), "[M, T, B]" if together else "[T, B]")
+        if jnp.ndim(getattr(state, "step", 0)) != together:
+            wanted = "[M] in front of every leaf where together=True" if together else "that of one model"
+            raise ValueError(f"state must be {wanted}, got step of shape {jnp.shape(state.step)}")
+        return data
 
     return Guarded(compiled, data_of, tests)
 
@@ -244,6 +207,7 @@ def check_finite(metrics: dict[str, Any], last_step: int) -> None:
         raise NonFiniteError(last_step - len(finite) + 1 + i, at)
 
 
+@checks.pure
 def _update(
     loss: Loss,
     optimizer: optax.GradientTransformation,
@@ -254,6 +218,7 @@ def _update(
     alive: Any = True,
 ) -> tuple[TrainState, dict[str, Array]]:
     """The step itself, on this device's share of the batch."""
+    check_state(state, optimizer)
     rows = jax.tree.leaves(batch)[0].shape[0]
     keys = sharding.row_keys(jax.random.fold_in(state.key, state.step), rows, axis_name)
     params = sharding.varying(state.params, axis_name)
@@ -278,6 +243,12 @@ def _update(
         metrics = merged(metrics, partial(jax.lax.pmean, axis_name=axis_name), jax.lax.axis_size(axis_name))
     metrics.pop("penalty_count", None)
     return kept, {"loss": value, "grad_norm": grad_norm, **metrics}
+
+
+def _check(loss: Any, optimizer: Any) -> None:
+    checks.function("loss", loss, ("params", "state", "batch", "keys"))
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"optimizer must be an optax transformation, got {type(optimizer).__name__}")
 
 
 def _by_name(batch: Any) -> Mapping[str, Any]:

@@ -323,7 +323,7 @@ def test_ensembles_of_few_classes(classes, data):
     ensemble = attacks.standard_ensemble(num_queries=5)
     with pytest.warns(UserWarning, match="apgd-t is left out"):
         _, robust = evaluation.worst_case(ensemble, f, x, y, KEY, epsilon=0.01)
-    assert robust["apgd-ce"] == robust["apgd-t"] == robust["square"] == 1
+    assert robust == {"apgd-ce": 1, "fab-t": 1, "square": 1}  # what did not run is not in it
 
 
 def test_square_needs_no_gradient(data):

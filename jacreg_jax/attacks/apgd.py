@@ -71,7 +71,7 @@ def apgd(
     loss: Loss = "ce",
     num_steps: int = 100,
     num_restarts: int = 1,
-    num_targets: int = 9,
+    num_targets: int | None = None,
     rho: float = 0.75,
     bounds: Bounds = (0.0, 1.0),
 ) -> AttackResult:
@@ -89,7 +89,7 @@ def apgd(
             Use more than one: on Jacobian-regularised models "ce" fools more than "dlr", on confident ones less.
         num_steps: gradient steps of each run.
         num_restarts: of the whole, each from another start.
-        num_targets: classes that "targeted" tries, at most C - 1.
+        num_targets: classes that "targeted" tries, at most C - 1; None: 9. Not for the other losses.
         rho: share of steps that must raise the loss between two checkpoints.
         bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
 
@@ -97,8 +97,8 @@ def apgd(
         AttackResult with distances in `norm`.
 
     Raises:
-        TypeError, ValueError: see `start.begin`; counts below 1; unknown loss, or fewer classes than it needs; rho
-            outside (0, 1); key is not a typed key.
+        TypeError, ValueError: see `start.begin`; counts below 1; num_targets with another loss; unknown loss, or fewer
+            classes than it needs; rho outside (0, 1); key is not a typed key.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -113,19 +113,20 @@ def apgd(
     checks.fraction("rho", rho)
     start = begin(f, x, y, bounds, key=key, norm=norm, epsilon=epsilon)
     num_steps, num_restarts = checks.count("num_steps", num_steps), checks.count("num_restarts", num_restarts)
-    checks.count("num_targets", num_targets)
-    num_targets = min(num_targets, start.num_classes - 1) if loss == "targeted" else 1
+    if checks.optional_count("num_targets", num_targets) is not None and loss != "targeted":
+        raise ValueError(f"num_targets is for loss='targeted' alone, got {num_targets} with loss {loss!r}")
+    targets = min(num_targets or 9, start.num_classes - 1) if loss == "targeted" else 1
     if start.num_classes < _LEAST_CLASSES[loss]:
         raise ValueError(f"loss {loss!r} needs at least {_LEAST_CLASSES[loss]} classes, f gives {start.num_classes}")
     order = jnp.argsort(start.logits, axis=1)
 
     def run(i: Counter, found: _Found) -> _Found:
-        target = jnp.take(order, start.num_classes - 2 - i % num_targets, axis=1) if loss == "targeted" else None
+        target = jnp.take(order, start.num_classes - 2 - i % targets, axis=1) if loss == "targeted" else None
         search = _Search(start, _objective(loss, start.y, target), loss == "ce", epsilon, norm, num_steps, rho)
         return _run(search, jax.vmap(jax.random.fold_in, (0, None))(start.keys, i), found)
 
     nothing = _Found(start.x, ~start.clean_correct, start.zeros())
-    found = jax.lax.fori_loop(0, num_restarts * num_targets, run, nothing)
+    found = jax.lax.fori_loop(0, num_restarts * targets, run, nothing)
     return finish(start, found.x_adv, norm=norm, steps=found.steps)
 
 

@@ -1,6 +1,5 @@
 """The standard ensemble: APGD on cross-entropy, targeted APGD, targeted FAB and Square, point-wise worst case."""
 
-import warnings
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,6 @@ from jacreg_jax.attacks.apgd import apgd
 from jacreg_jax.attacks.fab import fab
 from jacreg_jax.attacks.result import AttackResult, Norm, choose
 from jacreg_jax.attacks.square import square
-from jacreg_jax.attacks.start import begin, finish
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.types import Array, Function
@@ -25,7 +23,8 @@ def standard_ensemble(
     """The four attacks by name, each (f, x, y, key, epsilon) -> AttackResult, for `evaluation.worst_case`.
 
     FAB finds distances; what lies beyond epsilon counts as not fooled. The targeted ratio of apgd-t needs 4 classes:
-    with 2 or 3 it is left out, with a UserWarning, and fools nobody.
+    with 2 or 3 `evaluation.worst_case` and `auto_attack` leave it out and say so, with a UserWarning; called by itself
+    it raises.
 
     Args:
         norm: "linf" or "l2".
@@ -47,14 +46,17 @@ def standard_ensemble(
     checks.one_of("norm", norm, ("linf", "l2"))
     checks.count("num_queries", num_queries)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds}
+    targeted: Any = partial(_at, apgd, options | {"loss": "targeted"})
+    targeted.least_classes = 4
     return {
         "apgd-ce": partial(_at, apgd, options),
-        "apgd-t": partial(_apgd_targeted, options),
+        "apgd-t": targeted,
         "fab-t": partial(_fab_within, options),
         "square": partial(_at, square, options | {"num_queries": num_queries}),
     }
 
 
+@checks.pure
 def auto_attack(
     f: Function,
     x: ArrayLike,
@@ -96,10 +98,16 @@ def auto_attack(
 
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
+    checks.function("f", f)
     image = checks.inputs(x)
     keys = sample_keys(key, len(image))
     result: AttackResult | None = None
-    for i, attack in enumerate(standard_ensemble(norm=norm, num_queries=num_queries, bounds=bounds).values()):
+    classes = checks.num_classes(jax.eval_shape(f, image), len(image))
+    for i, (name, attack) in enumerate(standard_ensemble(norm=norm, num_queries=num_queries, bounds=bounds).items()):
+        least = getattr(attack, "least_classes", 0)
+        if classes < least:
+            checks.warn(f"{name} is left out: it needs at least {least} classes, f gives {classes}")
+            continue
         new: AttackResult = attack(f, image, y, jax.vmap(jax.random.fold_in, (0, None))(keys, i), epsilon)
         result = new if result is None else _first(result, new)
     assert result is not None
@@ -111,18 +119,6 @@ def _at(
 ) -> AttackResult:
     result: AttackResult = attack(f, x, y, key, epsilon=epsilon, **options)
     return result
-
-
-def _apgd_targeted(
-    options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: ArrayLike
-) -> AttackResult:
-    """APGD on the targeted ratio; with fewer than 4 classes nothing is tried."""
-    classes = jax.eval_shape(f, x).shape[-1]
-    if classes not in (2, 3):
-        return apgd(f, x, y, key, epsilon=epsilon, loss="targeted", **options)
-    warnings.warn(f"apgd-t is left out: it needs at least 4 classes, f gives {classes}", stacklevel=2)
-    start = begin(f, x, y, options["bounds"], norm=options["norm"], epsilon=epsilon)
-    return finish(start, start.x, norm=options["norm"], steps=start.zeros())
 
 
 def _fab_within(

@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from jacreg_jax import checks
 from jacreg_jax.attacks.gradient import is_zero, loss_gradient
 from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import AttackResult, spread
@@ -11,6 +12,7 @@ from jacreg_jax.checks import Bounds
 from jacreg_jax.types import Array, Function
 
 
+@checks.pure
 def fgsm(
     f: Function,
     x: ArrayLike,

@@ -2,6 +2,7 @@
 
 from jax.typing import ArrayLike
 
+from jacreg_jax import checks
 from jacreg_jax.attacks.result import AttackResult, spread
 from jacreg_jax.attacks.start import begin, finish
 from jacreg_jax.checks import Bounds
@@ -9,6 +10,7 @@ from jacreg_jax.keys import check_key, normal_like
 from jacreg_jax.types import Array, Function
 
 
+@checks.pure
 def white_noise(
     f: Function, x: ArrayLike, y: ArrayLike, key: Array, *, sigma: ArrayLike, bounds: Bounds = (0.0, 1.0)
 ) -> AttackResult:

@@ -92,6 +92,7 @@ def begin(
         ValueError: an empty batch; y not [B] or not in [0, C); bounds not finite or reversed; pixels outside of bounds;
             logits not [B, C]; an unknown norm; a size that is negative, infinite or NaN.
     """
+    checks.function("f", f)
     image = checks.inputs(x)
     checks.one_of("norm", norm, NORMS)
     for name, value in sizes.items():

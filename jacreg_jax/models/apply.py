@@ -2,14 +2,16 @@
 
 import functools
 import inspect
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
+from jacreg_jax import checks
 from jacreg_jax.functional import Output, at_batch_statistics, reads_running_statistics
+from jacreg_jax.keys import check_key
 from jacreg_jax.types import Apply, PyTree
 
 # arguments that choose the mode of a module, and their value in train mode
@@ -30,6 +32,12 @@ def initialize(module: nn.Module, key: jax.Array, x: Any) -> tuple[PyTree, PyTre
         >>> sorted(params), model_state
         (['Dense_0', 'Dense_1'], {})
     """
+    _require(module)
+    is_raw = getattr(key, "dtype", None) == jnp.uint32 and jnp.shape(key) == (2,)  # of jax.random.PRNGKey
+    if not is_raw:
+        check_key(key)
+    if not all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(x)) or not jax.tree.leaves(x):
+        raise TypeError(f"x must be an array [B, ...], or a pytree of such, got {type(x).__name__}")
     variables = dict(jax.jit(module.init)(key, x))
     return variables.pop("params"), variables
 
@@ -41,6 +49,7 @@ def train_mode(module: nn.Module, **options: Any) -> Apply:
         module: a `flax.linen.Module` whose call takes train, or another argument of `MODES`.
         **options: other arguments of its call.
     """
+    _require(module)
     return functools.partial(_applied, module, options | _mode(module, True))
 
 
@@ -56,6 +65,7 @@ def eval_mode(module: nn.Module, **options: Any) -> Apply:
         module: as for `train_mode`.
         **options: other arguments of its call.
     """
+    _require(module)
     return reads_running_statistics(functools.partial(_applied, module, options | _mode(module, False), is_frozen=True))
 
 
@@ -99,6 +109,7 @@ def predictor(
         preprocess: raw pixels -> the input of the network.
         **options: other arguments of its call.
     """
+    _require(module)
     evaluate = _Evaluate(module, tuple(sorted(options.items())))
     return jax.tree_util.Partial(Output(evaluate, preprocess), params, model_state or {}, None)
 
@@ -153,10 +164,9 @@ def _without_sown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         before, after = (str(jax.tree.structure(state.get(name))) for state in (old, new))
         if before != after:
             state[name] = old[name]
-            warnings.warn(
+            checks.warn(
                 f"collection {name!r} of the module grows in every call, as `sow` makes it: it is kept out of the "
-                "model's state, and no loss sees it",
-                stacklevel=2,
+                "model's state, and no loss sees it"
             )
     return state
 
@@ -164,6 +174,12 @@ def _without_sown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 def mode_argument(call: Callable[..., Any]) -> str | None:
     """The argument of MODES that this call takes."""
     return next((name for name in MODES if name in inspect.signature(call).parameters), None)
+
+
+def _require(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        got = f"the class {module.__name__}, without its call" if isinstance(module, type) else type(module).__name__
+        raise TypeError(f"module must be a flax.linen.Module, got {got}; `interop` takes models of other libraries")
 
 
 def _mode(module: nn.Module, is_train: bool) -> dict[str, bool]:

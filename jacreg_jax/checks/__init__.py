@@ -1,0 +1,27 @@
+"""The one place that looks at the values of arguments, so that a wrong call says what is wrong with it.
+
+Shapes and types are always checked. Values are checked where they are concrete, see `concrete`.
+"""
+
+from jacreg_jax.checks.arrays import (
+    Bounds as Bounds,
+    bounds as bounds,
+    entries as entries,
+    inputs as inputs,
+    labels as labels,
+    num_classes as num_classes,
+    sample_values as sample_values,
+)
+from jacreg_jax.checks.functions import function as function, pure as pure
+from jacreg_jax.checks.numbers import (
+    at_least as at_least,
+    count as count,
+    finite as finite,
+    fraction as fraction,
+    non_negative as non_negative,
+    one_of as one_of,
+    optional_count as optional_count,
+    positive as positive,
+    shares as shares,
+)
+from jacreg_jax.checks.words import warn as warn

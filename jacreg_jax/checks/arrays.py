@@ -1,0 +1,173 @@
+"""Arrays: inputs, labels, logits, bounds, and values of samples."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jacreg_jax.checks.words import short, what as name_of
+from jacreg_jax.concrete import look
+
+Bounds = tuple[Any, Any]
+
+
+def inputs(x: Any, name: str = "x", *, what: str = "floating point raw pixels") -> jax.Array:
+    """Inputs as a JAX array: real floating point, [B, ...], at least one sample.
+
+    Raises:
+        TypeError: no array, or not real floating point.
+        ValueError: no batch axis, or nothing in it.
+    """
+    if not (hasattr(x, "shape") and hasattr(x, "dtype")):
+        raise TypeError(f"{name} must be an array, {what} [B, ...], got {name_of(x)}")
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"{name} must be {what}, got {x.dtype}")
+    if len(x.shape) == 0:
+        raise ValueError(f"{name} must have a batch axis in front, [B, ...], got a scalar")
+    if 0 in x.shape:
+        raise ValueError(f"{name} must hold at least one sample and one entry in each, got shape {tuple(x.shape)}")
+    return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def labels(y: Any, shape: Sequence[int], num_classes: int, name: str = "y") -> jax.Array:
+    """Labels as a JAX array: integer labels of this shape, usually [B], each from 0 to num_classes - 1.
+
+    Raises:
+        TypeError: no array of integers.
+        ValueError: another shape; a label outside of [0, num_classes).
+    """
+    if not (hasattr(y, "shape") and hasattr(y, "dtype")):
+        raise TypeError(f"{name} must be an array of integer labels, got {name_of(y)}")
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        raise TypeError(f"{name} must be integer labels, got {y.dtype}")
+    if tuple(y.shape) != tuple(shape):
+        raise ValueError(
+            f"{name} must have shape {tuple(shape)}, one label for each sample or position, got {tuple(y.shape)}"
+        )
+
+    def test(y: np.ndarray) -> None:
+        if y.size and (y.min() < 0 or y.max() >= num_classes):
+            raise ValueError(
+                f"{name} must hold labels from 0 to {num_classes - 1}, f gives {num_classes} classes;"
+                f" got labels from {y.min()} to {y.max()}"
+            )
+
+    look(test, y)
+    return jnp.asarray(y)
+
+
+def entries(name: str, value: Any, shape: Sequence[int], words: str, *, flags: bool = False) -> None:
+    """An array of this shape of finite numbers of at least 0; with `flags` bools are welcome.
+
+    Raises:
+        TypeError: no array of real numbers.
+        ValueError: another shape; an entry negative, NaN or infinite.
+    """
+    if not (hasattr(value, "shape") and hasattr(value, "dtype")):
+        raise TypeError(f"{name} must be an array of shape {tuple(shape)}, {words}, got {name_of(value)}")
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must have shape {tuple(shape)}, {words}, got {tuple(value.shape)}")
+    if flags and value.dtype == bool:
+        return
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"{name} must hold real numbers, got {name_of(value)}")
+
+    def test(value: np.ndarray) -> None:
+        wide = np.asarray(value).astype(np.float64)
+        if not np.all(wide >= 0):
+            raise ValueError(f"{name} must be at least 0, got {short(value)}")
+        if not np.all(np.isfinite(wide)):
+            raise ValueError(f"{name} must be finite, got {short(value)}")
+
+    look(test, value)
+
+
+def sample_values(name: str, values: Any, meaning: str = "0 or positive") -> "np.ndarray":
+    """Values of N samples as a numpy array: at least one, none negative or NaN; +inf is welcome.
+
+    Raises:
+        TypeError: no numbers.
+        ValueError: another shape, none, or NaN or negative ones.
+    """
+    found = np.asarray(values)
+    if found.dtype.kind not in "fiu" and found.size and not jnp.issubdtype(found.dtype, jnp.floating):
+        raise TypeError(f"{name} must be real numbers [N], got {name_of(values)}")
+    if found.ndim != 1 or not len(found):
+        raise ValueError(f"{name} must be [N], of at least one sample; got shape {found.shape}")
+    if np.isnan(found).any() or (found < 0).any():
+        raise ValueError(f"{name} must be {meaning}; got NaN or negative ones")
+    return found
+
+
+def num_classes(z: Any, batch: int, name: str = "f(x)") -> int:
+    """C of logits [B, C]: real floating point, at least two classes. z may be what `jax.eval_shape` gives.
+
+    Raises:
+        TypeError: not one array of floating point logits.
+        ValueError: not [B, C]; a single logit.
+    """
+    if not (hasattr(z, "shape") and hasattr(z, "dtype")):
+        raise TypeError(f"{name} must be one array of logits [B, C], got {name_of(z)}")
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating point logits, got {z.dtype}")
+    shape = tuple(z.shape)
+    if shape in ((batch,), (batch, 1)):
+        raise ValueError(
+            f"{name} must be logits [B, C] of at least 2 classes, got shape {shape}; stack a single logit z of class 1"
+            " as jnp.stack([-z, z], -1) or jnp.stack([0 * z, z], -1), z of shape [B]"
+        )
+    if len(shape) != 2 or shape[0] != batch or shape[1] < 2:
+        raise ValueError(f"{name} must be logits [B, C] with B = {batch} and at least 2 classes, got shape {shape}")
+    return int(shape[1])
+
+
+def bounds(bounds: Any, x: jax.Array) -> Bounds:
+    """(low, high), each a float or an array that lies beside x [B, ...] with all its axes.
+
+    Each may be a scalar or an array that broadcasts to x: per channel [C], per feature, per sample [B, 1, ...].
+
+    Raises:
+        TypeError: not a pair of real numbers.
+        ValueError: NaN or infinite; low not below high somewhere; a shape that does not broadcast to x; x outside.
+    """
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise TypeError(f"bounds must be a pair (low, high), got {name_of(bounds)}")
+    low, high = (_bound(b, x) for b in bounds)
+    if not any(isinstance(b, jax.core.Tracer) for b in (low, high)):
+        wide_low, wide_high = np.asarray(low, np.float64), np.asarray(high, np.float64)
+        if not (np.isfinite(wide_low).all() and np.isfinite(wide_high).all() and np.all(wide_low < wide_high)):
+            raise ValueError(f"bounds must be finite with low below high, got ({short(low)}, {short(high)})")
+        look(lambda x: _inside(x, wide_low, wide_high), x)
+    return low, high
+
+
+def _bound(bound: Any, x: jax.Array) -> Any:
+    dtype = bound.dtype if isinstance(bound, jax.Array) else np.asarray(bound).dtype
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"bounds must be real numbers, got {name_of(bound)}")
+    shape = np.shape(bound)
+    if shape == () and not isinstance(bound, jax.core.Tracer):
+        return float(bound)
+    try:
+        fits = np.broadcast_shapes(shape, x.shape) == x.shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"bounds must be scalars or broadcast to x of shape {x.shape}, got shape {shape}")
+    beside = (1,) * (x.ndim - len(shape)) + shape
+    if isinstance(bound, jax.core.Tracer):
+        return bound.astype(x.dtype).reshape(beside)
+    return np.asarray(bound).astype(x.dtype).reshape(beside)  # concrete also where x is traced
+
+
+def _inside(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
+    """Rounding is let pass: 1e-6 of the range, and the precision of x's dtype."""
+    size = np.maximum(np.abs(low), np.abs(high))
+    slack = 1e-6 * np.maximum(1, high - low) + float(np.spacing(x.dtype.type(1))) * size
+    wide = np.asarray(x).astype(np.float64)
+    if not (np.all(wide >= low - slack) and np.all(wide <= high + slack)):
+        raise ValueError(
+            f"x must lie in bounds ({short(low)}, {short(high)}), got values from {wide.min()} to {wide.max()}"
+        )

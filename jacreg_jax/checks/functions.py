@@ -1,0 +1,57 @@
+"""Functions: what must be callable, and with what; those that change their own state."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from jacreg_jax.checks.words import what
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_MUTATION = {"TraceContextError", "JaxTransformError"}  # of flax.nnx and flax.linen, neither imported here
+
+
+def function(name: str, value: Any, arguments: Sequence[str] | None = ("x",), hint: str = "") -> None:
+    """A callable that can be called with these arguments by position; None: with any.
+
+    Example:
+        >>> function("apply", lambda params, state, x, key: x, ("params", "state", "x", "key"))
+
+    Raises:
+        TypeError: it cannot be called, or not with so many arguments.
+    """
+    call = "" if arguments is None else f" as ({', '.join(arguments)})"
+    if not callable(value):
+        raise TypeError(f"{name} must be callable{call}{hint}, got {what(value)}")
+    if arguments is None:
+        return
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # no signature to look at
+        return
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        own = f"{getattr(value, '__name__', type(value).__name__)}({', '.join(signature.parameters)})"
+        raise TypeError(f"{name} must be callable{call}{hint}, got {own}") from None
+
+
+def pure(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: says what to do where a function under study changes its own state while it is traced."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if type(error).__name__ not in _MUTATION:
+                raise
+            raise TypeError(
+                "f must be a pure function of x, got one that changes the state of a flax module while it is traced, "
+                "as BatchNorm and Dropout do in train mode. Take the module apart: functional = interop.from_nnx(model)"
+                " or from_linen(module, variables), then f = lambda x: functional.train(params, model_state, x, key), "
+                "which gives (f(x), new state) for has_aux=True, or functional.batch_statistics, or eval mode"
+            ) from error
+
+    return call

@@ -1,0 +1,146 @@
+"""Numbers: counts, coefficients, sizes, shares of one, and choices."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jacreg_jax.checks.words import short, what
+from jacreg_jax.concrete import look
+
+
+def count(name: str, value: Any, *, least: int = 1) -> int:
+    """The value as an int: Python and numpy integers of at least `least`, no bool and no float.
+
+    Example:
+        >>> count("num_steps", np.int64(3))
+        3
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= least:
+        return int(value)
+    raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+
+def optional_count(name: str, value: Any) -> int | None:
+    """None, or as `count`.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if value is None:
+        return None
+    try:
+        return count(name, value)
+    except ValueError:
+        raise ValueError(f"{name} must be None or an integer of at least 1, got {value!r}") from None
+
+
+def non_negative(name: str, value: Any, *, batch: int | None = None) -> None:
+    """A finite number of at least 0, or with `batch` also one for each sample, [B].
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: negative, NaN or infinite; neither a scalar nor [B].
+    """
+    _number(name, value, batch, lambda v: v >= 0, "must be at least 0")
+
+
+def positive(name: str, value: Any, *, batch: int | None = None) -> None:
+    """A finite number above 0, or with `batch` also one for each sample, [B].
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: 0, negative, NaN or infinite; neither a scalar nor [B].
+    """
+    _number(name, value, batch, lambda v: v > 0, "must be above 0")
+
+
+def finite(name: str, value: Any, *, batch: int | None = None) -> None:
+    """A finite number, or with `batch` also one for each sample, [B].
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: NaN or infinite; neither a scalar nor [B].
+    """
+    _number(name, value, batch, lambda v: v == v, "must be finite")
+
+
+def at_least(name: str, value: Any, least: float) -> None:
+    """A finite number of at least `least`.
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: smaller, NaN or infinite.
+    """
+    _number(name, value, None, lambda v: v >= least, f"must be at least {least}")
+
+
+def fraction(name: str, value: Any, *, zero: bool = False, one: bool = False) -> None:
+    """A number between 0 and 1; the ends belong to it where `zero` and `one` say so.
+
+    Example:
+        >>> fraction("rho", 0.75)
+
+    Raises:
+        TypeError: not a real number.
+        ValueError: outside, NaN.
+    """
+    words = f"must lie in {'[' if zero else '('}0, 1{']' if one else ')'}"
+    inside = lambda v: ((v >= 0) if zero else (v > 0)) & ((v <= 1) if one else (v < 1))
+    _number(name, value, None, inside, words)
+
+
+def shares(name: str, value: Any, *, of_one: bool = False) -> None:
+    """Every entry in [0, 1]; with `of_one` those along the last axis sum to 1, within 1 %.
+
+    Raises:
+        ValueError: an entry outside, or NaN; another sum.
+    """
+
+    def test(value: np.ndarray) -> None:
+        wide = np.asarray(value).astype(np.float64)
+        if not np.all((wide >= 0) & (wide <= 1 + 1e-6)):
+            raise ValueError(f"{name} must hold values from 0 to 1, got {short(value)}")
+        if of_one and not np.allclose(wide.sum(-1), 1, atol=0.01):
+            raise ValueError(f"{name} must be distributions that sum to 1, got sums {short(wide.sum(-1))}")
+
+    look(test, value)
+
+
+def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
+    """One of the allowed values.
+
+    Example:
+        >>> one_of("norm", "l2", ("linf", "l2"))
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    allowed = tuple(allowed)
+    if not any(type(value) is type(a) and value == a for a in allowed):
+        *first, last = [repr(a) for a in allowed]
+        raise ValueError(f"{name} must be {', '.join(first) + ' or ' if first else ''}{last}, got {value!r}")
+
+
+def _number(name: str, value: Any, batch: int | None, is_right: Callable[[Any], Any], words: str) -> None:
+    dtype = getattr(value, "dtype", None)
+    dtype = np.asarray(value).dtype if dtype is None else dtype
+    if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
+        raise TypeError(f"{name} must be a real number, got {what(value)}")
+    shape = np.shape(value)
+    if shape != () and shape != (batch,):
+        wanted = "a scalar" if batch is None else f"a scalar or have shape ({batch},), one for each sample"
+        raise ValueError(f"{name} must be {wanted}; got shape {shape}")
+
+    def test(value: np.ndarray) -> None:
+        wide = np.asarray(value).astype(np.float64)
+        if not np.all(is_right(wide)):
+            raise ValueError(f"{name} {words}, got {short(value)}")
+        if not np.all(np.isfinite(wide)):
+            raise ValueError(f"{name} must be finite, got {short(value)}")
+
+    look(test, value)
