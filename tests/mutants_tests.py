@@ -27,7 +27,7 @@ def keep_programs() -> None:
 
 
 class Recorder:
-    """Notes the lines of the library that each test executes, and the seconds of those that pass."""
+    """Notes the lines of the library that each test executes, and the seconds of computing of those that pass."""
 
     def __init__(self):
         self.coverage = coverage.Coverage(source=["jacreg_jax"], data_file=None, config_file=False)
@@ -40,9 +40,9 @@ class Recorder:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
         self.coverage.switch_context(item.nodeid)
-        start = time.perf_counter()
+        start = time.process_time()
         result = yield
-        self.seconds[item.nodeid] = time.perf_counter() - start
+        self.seconds[item.nodeid] = time.process_time() - start
         return result
 
     def pytest_runtest_logreport(self, report):

@@ -146,6 +146,22 @@ def test_apgd_halves_its_step_and_goes_back(key):
     np.testing.assert_array_equal(after.loss_checked, state.loss_best)
 
 
+def test_apgd_moves_with_momentum(key):
+    """Croce, Hein (2020), equation 3, alpha 0.75: the first step is a plain one; the ball and the box have the end."""
+    begun = start.begin(lambda x: x, jnp.full((1, 3), 0.5), jnp.zeros(1, int), (0.0, 1.0), key=key)
+    search = apgd._Search(begun, None, True, 0.3, "linf", 10, 0.75)
+    at, before = jnp.array([[0.5, 0.6, 0.7]]), jnp.array([[0.4, 0.6, 0.78]])
+    state = apgd._State(*[None] * 11, found=None)._replace(
+        x_adv=at, x_old=before, gradient=jnp.array([[2.0, -3.0, 0.1]]), step_size=jnp.array([0.08])
+    )
+    np.testing.assert_allclose(apgd._move(search, jnp.asarray(0), state), [[0.58, 0.52, 0.78]], rtol=1e-6)
+    expected = [[0.5 + 0.06 + 0.025, 0.6 - 0.06, 0.7 + 0.06 - 0.02]]
+    np.testing.assert_allclose(apgd._move(search, jnp.asarray(1), state), expected, rtol=1e-6)
+    far = state._replace(step_size=jnp.array([9.0]))  # both projected: 0.5 +- 0.3, with a quarter of the last step
+    expected = [[0.5 + 0.225 + 0.025, 0.6 - 0.3, 0.7 + 0.075 - 0.02]]
+    np.testing.assert_allclose(apgd._move(search, jnp.asarray(1), far), expected, rtol=1e-6)
+
+
 def test_the_ensemble_keeps_the_first_success(monkeypatch, key):
     """A sample that one attack fools keeps that image whatever the later ones find."""
     x, y = jnp.full((3, 2), 0.5), jnp.zeros(3, int)
@@ -211,6 +227,17 @@ def test_bumps(side):
     assert (upright[: side // 2] >= 0).all()
     assert (upright[side // 2 :] <= 0).all()
     np.testing.assert_allclose(lying, upright.T)
+
+
+def test_pyramids_by_hand():
+    """Rectangles one row and column wider each, of weight 1, 1/4, 1/9, ... around the middle, cut off at the sides."""
+    expected = np.array([[1 / 9, 13 / 36, 49 / 36, 13 / 36, 1 / 9]])
+    np.testing.assert_allclose(square._pyramid(1, 5), expected / np.linalg.norm(expected), rtol=1e-12)
+    expected = np.array([[1 / 4, 1 / 4, 1 / 4], [1 / 4, 5 / 4, 1 / 4]])
+    np.testing.assert_allclose(square._pyramid(2, 3), expected / np.linalg.norm(expected), rtol=1e-12)
+    upper = np.array([[1.0, 5.0, 1.0]]) / np.sqrt(27)
+    lower = np.array([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0]]) / np.sqrt(30)
+    np.testing.assert_allclose(square._bump(3)[0], np.concatenate([upper, -lower]) / np.sqrt(2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(6, 6, 1), (9, 13, 2), (21, 10, 3), (28, 28, 1), (4, 4, 1), (7,), (3, 2)])

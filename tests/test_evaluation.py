@@ -102,6 +102,8 @@ def test_median_distance():
         np.testing.assert_allclose(ranks, ends, atol=4)
     assert evaluation.median_distance([1.0, np.inf, np.inf])["median"] == np.inf
     assert evaluation.median_distance([1.0, 2.0, np.inf])["median"] == 2
+    # of 3 draws the median is the smallest, or the largest, with probability 7 / 27: within the interval of 95 %
+    assert evaluation.median_distance([1.0, 2.0, 3.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
 
 
 def test_bad_input(problem):
