@@ -203,6 +203,21 @@ def test_square_sides_by_hand():
     np.testing.assert_array_equal(square._sizes(60, 0.8, (1, 30), "linf")[[0, 11, 51]], [24, 12, 6])
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("shape", [(9, 13, 2), (4, 4, 3), (4, 3), (6, 7), (7,), (26,), (2, 1, 3, 2)])
+def test_a_canvas_reads_what_it_paints(shape, norm, key):
+    """Rows and columns stay what they are in an image; the rest of the canvas is empty."""
+    x = 1 + jax.random.uniform(key, (2, *shape))
+    canvas = square._Canvas.of(x, norm)
+    painted = canvas.paint(x)
+    np.testing.assert_array_equal(canvas.read(painted), x)
+    np.testing.assert_array_equal((painted > 0).sum((1, 2, 3)), np.prod(shape))
+    assert painted.shape[:1] + painted.shape[3:] == (2, shape[2] if len(shape) == 3 else 1)
+    assert norm == "linf" or min(painted.shape[1:3]) >= 5
+    if len(shape) in (2, 3):
+        np.testing.assert_array_equal(painted[:, : shape[0], : shape[1]].reshape(x.shape), x)
+
+
 def test_square_windows_are_squares_everywhere(key):
     image = jnp.zeros((1, 7, 11, 1))
     canvas = square._Canvas.of(image, "linf")

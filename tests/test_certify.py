@@ -74,6 +74,46 @@ def test_interval_bounds_of_an_affine_function_are_exact(key):
     np.testing.assert_allclose(box.low, x @ a + 1 - 0.2 * jnp.abs(a).sum(0)[None], rtol=1e-5, atol=1e-6)
 
 
+OPERATIONS = {
+    "reciprocal": lambda x: 1 / x,
+    "power -1": lambda x: x**-1,
+    "power -2": lambda x: x**-2,
+    "power -3": lambda x: x**-3,
+    "power 3": lambda x: x**3,
+    "power 4": lambda x: x**4,
+    "product with itself": lambda x: x * x,
+    "absolute": abs,
+    "falling": lambda x: 2 - 3 * x,
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_interval_bounds_of_one_operation_are_exact(name):
+    """The smallest and the largest value in the interval; at a pole no less than that."""
+    low, high = np.array([-2, -0.5, 0.25, 1, -1, -0.5, 0]), np.array([-0.5, -0.25, 2, 1, 2, 0, 0.5])
+    box = certify.interval_bounds(OPERATIONS[name], jnp.asarray(low, jnp.float32), jnp.asarray(high, jnp.float32))
+    with np.errstate(divide="ignore"):
+        values = OPERATIONS[name](np.linspace(low, high, 1201))  # 0 of [-1, 2] among them
+    exact = np.isfinite(values).all(0)
+    np.testing.assert_allclose(box.low[exact], values.min(0)[exact], rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(box.high[exact], values.max(0)[exact], rtol=1e-6, atol=1e-6)
+    assert (box.low <= values.min(0)).all()
+    assert (box.high >= values.max(0)).all()
+
+
+def test_interval_bounds_of_roots():
+    """1 / sqrt(x) and x^1.5 are infinite where the box leaves the numbers above 0."""
+    low, high = jnp.array([0.25, 1.0, -1.0, 0.0]), jnp.array([4.0, 1.0, 4.0, 0.25])
+    root = certify.interval_bounds(jax.lax.rsqrt, low, high)
+    np.testing.assert_allclose(root.low, [0.5, 1, 0.5, 2], rtol=1e-6)
+    np.testing.assert_allclose(root.high, [2, 1, np.inf, np.inf], rtol=1e-6)
+    power = certify.interval_bounds(lambda x: x**1.5, low, high)
+    np.testing.assert_allclose(power.low[:2], [0.125, 1], rtol=1e-5)
+    np.testing.assert_allclose(power.high[:2], [8, 1], rtol=1e-5)
+    assert (power.low[2:] <= 0).all()
+    assert (power.high[2:] >= np.array([8, 0.125])).all()
+
+
 @pytest.mark.parametrize("plain", [False, True])
 def test_interval_bounds_of_lenet(plain, key):
     """Through both convolutions and both max poolings, ours and XLA's."""
