@@ -34,6 +34,11 @@ def conv_general_dilated(
     `nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)`. Forward and reverse mode, `vmap`, `scan`,
     jit and shard_map; the platform is that of the compiled program, so a GPU or TPU gets the plain lax convolution.
 
+    On CPU, 3x3 and 5x5 kernels of stride 1 with 32 channels or more run in float32 as Toom-Cook tiles, up to four times
+    as fast, with three to five times the rounding (1e-6 to 2e-6 of the root mean square of a value). A precision above
+    the default, as an argument or by `with jax.default_matmul_precision("highest"):` around the trace, gives plain sums
+    of products.
+
     Args:
         lhs: x, [B, H, W, C].
         rhs: w, [kh, kw, C, O], of the dtype of x.
@@ -44,7 +49,7 @@ def conv_general_dilated(
         dimension_numbers: as in lax; ("NHWC", "HWIO", "NHWC") is covered.
         feature_group_count: as in lax.
         batch_group_count: as in lax.
-        precision: of the matmuls, as in lax.
+        precision: of the matmuls, as in lax; "high" and "highest" leave Toom-Cook tiles out, too.
         preferred_element_type: as in lax.
 
     Returns:
@@ -85,6 +90,8 @@ def conv_general_dilated(
     strides = int(window_strides[0]), int(window_strides[1])
     geometry = Geometry((height, width), (kh, kw), strides, (rows, columns))
     lhs, rhs = vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return convolution_p.bind(lhs, rhs, result="output", geometry=geometry, precision=precision)
 
 

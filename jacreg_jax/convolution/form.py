@@ -10,6 +10,7 @@ from jacreg_jax.types import Array
 NHWC = ("NHWC", "HWIO", "NHWC")
 Role: TypeAlias = Literal["input", "kernel", "output"]
 ROLES: tuple[Role, ...] = ("input", "kernel", "output")
+Shape: TypeAlias = tuple[int, ...]
 
 
 class Geometry(NamedTuple):
@@ -34,7 +35,13 @@ def operand_roles(result: Role) -> tuple[Role, Role]:
     return first, second
 
 
-def shape_of(result: Role, geometry: Geometry, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+def channels_of(result: Role, a: Shape, b: Shape) -> tuple[int, int]:
+    """(C, O), from the operands' shapes."""
+    kernel = {"output": b[-2:], "input": a[-2:], "kernel": (a[-1], b[-1])}[result]
+    return kernel[0], kernel[1]
+
+
+def shape_of(result: Role, geometry: Geometry, a: Shape, b: Shape) -> Shape:
     """Of the result, from the operands' shapes; leading dimensions are those of vmap over both operands."""
     if result == "output":
         return (*a[:-3], *geometry.output, b[-1])

@@ -74,6 +74,8 @@ class Tiling(NamedTuple):
     def band(self, w: Array) -> Array:
         """[k_h, k_w, C, O] -> [k_h width C, t O]: the kernel at each of the t places it takes in the width."""
         kh, kw, channels, features = w.shape
+        if self.columns == 1:
+            return w.reshape(-1, features)
         t, v, p = np.ogrid[: self.columns, :kw, : self.width]
         places = (p == t * self.geometry.strides[1] + v).astype(w.dtype)
         band = jnp.einsum("tvp,uvco->upcto", places, w, precision=lax.Precision.HIGHEST)
