@@ -131,4 +131,17 @@ def cyclopropagation() -> str:
     return results.table(header, lines)
 
 
-TABLES = {"bars": bars, "benchmark": benchmark, "cyclopropagation": cyclopropagation}
+def rounding() -> str:
+    """Relative errors of a convolution's value and derivatives in float32."""
+    result = benchmark_result("rounding")
+    if result is None:
+        return "not run"
+    names = list(dict.fromkeys(r["quantity"] for r in result["rows"]))
+    lines: dict[tuple, list] = {}
+    for r in result["rows"]:
+        lines.setdefault((r["shape"], r["form"]), []).append(f"{r['error']:.1e}")
+    header = [f"error over value, rms ({result['config']['channels']} channels)", "form", *names]
+    return results.table(header, [[*key, *errors] for key, errors in lines.items()])
+
+
+TABLES = {"bars": bars, "benchmark": benchmark, "cyclopropagation": cyclopropagation, "rounding": rounding}
