@@ -262,6 +262,7 @@ def test_square_starts_everywhere_on_the_sphere_in_l2(shape, key):
     f = lambda u: jnp.stack([jnp.zeros(len(u)), jnp.abs(u - 0.5).reshape(len(u), -1).sum(1) - 1e-6], 1)
     result = attacks.square(f, x, jnp.zeros(5, int), key, epsilon=0.3, norm="l2", num_queries=1)
     assert result.success.all()
+    np.testing.assert_array_equal(result.steps, 0)  # no query was needed
     np.testing.assert_allclose(result.distance, 0.3, rtol=1e-4)
     if len(shape) == 3 and min(shape[:2]) >= 6:
         side = min(shape[:2]) // 5
