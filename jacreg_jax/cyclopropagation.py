@@ -44,6 +44,9 @@ def activation_from(sigma: ElementWise) -> Activation:
     Args:
         sigma: maps scalars to scalars.
 
+    Returns:
+        Activation.
+
     Raises:
         TypeError: sigma cannot be called.
         ValueError: sigma does not give a scalar for a scalar.
@@ -79,10 +82,18 @@ def perceptron(
         activation: of the hidden layers.
         last: of the last layer.
 
+    Returns:
+        [B, C].
+
+    Raises:
+        TypeError: x or a layer is no array.
+        ValueError: layers that do not fit together, x that does not fit the first, or an activation of another kind.
+
     Example:
         >>> perceptron([(jnp.eye(2), jnp.ones(2))], jnp.zeros((1, 2)))
         Array([[1., 1.]], dtype=float32)
     """
+    _check(params, x, activation=activation, last=last)
     for (weight, bias), sigma in zip(params, _activations(params, activation, last), strict=True):
         x = sigma.value(x @ weight.T + bias[None])
     return x
@@ -168,12 +179,29 @@ def cyclopropagated_penalty(
 ) -> Float[Array, ""]:
     """Batch mean of ||J||_F^2 whose `jax.grad` in params is the closed form, by `custom_vjp`.
 
-    Arguments and errors as for `penalty_and_grad`. It is differentiable in params alone, once.
+    It is differentiable in params alone, once.
+
+    Args:
+        params: [(W [n_out, n_in], b [n_out]), ...], first layer first.
+        x: [B, n_0].
+        key: typed key, or B of them; needed for projections.
+        activation: of the hidden layers.
+        last: of the last layer.
+        num_projections: n; None for the exact sum.
+        probe: as in `jacobian.projected_frobenius_sq`.
+        chunk_size: probes handled at once; None: all.
+
+    Returns:
+        Scalar.
+
+    Raises:
+        TypeError, ValueError: as `penalty_and_grad`.
 
     Example:
         >>> float(cyclopropagated_penalty([(2 * jnp.eye(2), jnp.zeros(2))], jnp.ones((1, 2))))
         8.0
     """
+    _check(params, x, activation=activation, last=last)
     both = partial(
         penalty_and_grad,
         activation=activation,
@@ -233,15 +261,23 @@ def _check(params: Layers, x: Array, **activations: Activation) -> None:
     for name, sigma in activations.items():
         if not isinstance(sigma, Activation):
             raise ValueError(f"{name} must be an Activation, such as TANH or activation_from(sigma), got {sigma!r}")
+    if not (hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)):
+        raise TypeError(f"x must be a floating point array [B, n_0], got {getattr(x, 'dtype', type(x).__name__)}")
     if x.ndim != 2:
         raise ValueError(f"x must have shape [B, n_0], got {x.shape}")
+    is_sequence = isinstance(params, list | tuple)
+    if not is_sequence or not all(isinstance(layer, list | tuple) and len(layer) == 2 for layer in params):
+        raise TypeError(f"params must be a list of pairs (weight, bias), got {params if is_sequence else type(params)}")
     if not params:
         raise ValueError("params must hold at least one layer, got none")
     width = x.shape[1]
     for i, (weight, bias) in enumerate(params, 1):
+        if not all(hasattr(leaf, "ndim") for leaf in (weight, bias)):
+            raise TypeError(f"params must hold arrays, got {type(weight).__name__} in layer {i}")
         if weight.ndim != 2 or weight.shape[1] != width or bias.shape != weight.shape[:1]:
             raise ValueError(
-                f"layer {i} must have a weight [n_out, {width}] and a bias [n_out], got {weight.shape} and {bias.shape}"
+                f"params must fit x of shape {x.shape} and each other: layer {i} must have a weight [n_out, {width}] "
+                f"and a bias [n_out], got {weight.shape} and {bias.shape}"
             )
         width = weight.shape[0]
 

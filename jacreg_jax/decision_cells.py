@@ -219,6 +219,9 @@ def _orthonormal(origin: Array, first: Array, second: Array) -> Plane:
     second = second - jnp.vdot(first, second) * first
     left = jnp.linalg.norm(second.ravel())
     if not isinstance(left, jax.core.Tracer) and not bool(left > 1e-6 * length):
-        raise ValueError("the plane needs two directions that are not parallel, and samples of at least two entries")
+        raise ValueError(
+            "x must have at least two entries, and a plane two directions that are not parallel: x, x_adv_1 and "
+            "x_adv_2 may not lie on one line"
+        )
     second = second / left
     return Plane(origin, first, second)

@@ -137,6 +137,7 @@ def run_attack(
         >>> run_attack(attacks.fgsm, f, x, y, jax.random.key(0), epsilon=0.3).success.tolist()
         [True, False]
     """
+    checks.function("attack", attack, None)
     x, y, keys = _data(x, y, key)
     values, swept = _swept(extra, swept, len(x))
     return map_batches(attack, f, x, y, keys, *values, batch_size=batch_size, progress=progress, **swept)

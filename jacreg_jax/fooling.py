@@ -41,14 +41,14 @@ def fooling_curve(distances: Sequence[float] | ArrayLike, grid: Sequence[float] 
         [G] shares.
 
     Raises:
-        ValueError: NaN or negative distances, or none.
+        ValueError: NaN or negative distances, or none; likewise of the grid.
 
     Example:
         >>> fooling_curve([0.5, 0.0, np.inf, 0.2], [0.1, 0.3, 9.0]).tolist()
         [0.25, 0.5, 0.75]
     """
-    found = _distances(distances)
-    return np.searchsorted(np.sort(found), np.asarray(grid), side="right") / len(found)
+    found, grid = _distances(distances), checks.sample_values("grid", grid)
+    return np.searchsorted(np.sort(found), grid, side="right") / len(found)
 
 
 def median_distance(
@@ -66,7 +66,8 @@ def median_distance(
         {"median": ..., "low": ..., "high": ...}.
 
     Raises:
-        ValueError: NaN or negative distances, or none; resamples below 1; confidence outside (0, 1).
+        ValueError: NaN or negative distances, or none; resamples below 1; confidence outside (0, 1); seed
+            negative.
 
     Example:
         >>> median_distance([0.1, 0.2, np.inf])["median"]
@@ -75,7 +76,7 @@ def median_distance(
     found = _distances(distances)
     resamples = checks.count("resamples", resamples)
     checks.fraction("confidence", confidence)
-    rows = np.random.default_rng(seed).integers(0, len(found), (resamples, len(found)))
+    rows = checks.generator("seed", seed).integers(0, len(found), (resamples, len(found)))
     # the order statistics themselves: interpolation between two infinities would be NaN
     middle = lambda d: np.sort(d, axis=-1)[..., (len(found) - 1) // 2]
     medians = np.sort(middle(found[rows]))

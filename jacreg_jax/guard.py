@@ -102,6 +102,26 @@ def check_rows(indices: Any, count: int, axes: str = "[T, B]") -> None:
         raise ValueError(f"indices must be rows 0 to {count - 1} of the data, got {found.min()} to {found.max()}")
 
 
+def check_optimizer(optimizer: Any) -> None:
+    """An optax transformation.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
+        raise TypeError(f"optimizer must be an optax transformation, got {type(optimizer).__name__}")
+
+
+def check_is_state(state: Any) -> None:
+    """What a train step carries on.
+
+    Raises:
+        TypeError: no TrainState.
+    """
+    if not all(hasattr(state, name) for name in ("params", "opt_state", "model_state", "step", "key")):
+        raise TypeError(f"state must be a TrainState, as init_state makes it, got {type(state).__name__}")
+
+
 def check_state(state: Any, optimizer: Any) -> None:
     """A state of this optimizer; looked at while a step is traced.
 
@@ -109,8 +129,7 @@ def check_state(state: Any, optimizer: Any) -> None:
         TypeError: no TrainState.
         ValueError: the state of another optimizer.
     """
-    if not all(hasattr(state, name) for name in ("params", "opt_state", "model_state", "step", "key")):
-        raise TypeError(f"state must be a TrainState, as init_state makes it, got {type(state).__name__}")
+    check_is_state(state)
     try:
         expected = jax.eval_shape(optimizer.init, state.params)
     except Exception:  # it cannot be known

@@ -24,6 +24,10 @@ def keep_freed_memory(limit: int = 2**30) -> bool:
 
     Raises:
         ValueError: limit out of range.
+
+    Example:
+        >>> import sys, jacreg_jax
+        >>> taken = jacreg_jax.host_memory.keep_freed_memory()
     """
     checks.count("limit", limit)
     if limit >= 2**31:

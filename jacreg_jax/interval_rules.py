@@ -48,6 +48,7 @@ RISING |= {"reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduc
 RISING |= {"add", "add_any", "clamp", "concatenate", "stack", "pad", "and", "or", "reduce_and", "reduce_or"}
 SHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "rev", "copy", "copy_p"}
 SHAPES |= {"jacreg_patches", "gather", "dynamic_slice", "stop_gradient", "split", "real", "device_put", "pvary"}
+SHAPES |= {"tile", "unstack"}
 FALLING = {"neg", "erfc", "acos", "not"}
 COMPARISONS = {"gt", "ge", "lt", "le"}
 BILINEAR = {"dot_general", "conv_general_dilated", "jacreg_convolution"}

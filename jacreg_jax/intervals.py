@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from jacreg_jax import checks
 from jacreg_jax.interval_rules import BILINEAR, ELEMENTWISE, RISING, SHAPES, Interval as Interval, rule_of
 from jacreg_jax.types import Array, Function
 
@@ -40,6 +41,7 @@ def interval_bounds(f: Function, low: Array, high: Array) -> Interval:
 
     Reference: Gowal et al. (2018), https://arxiv.org/abs/1810.12715.
     """
+    checks.function("f", f)
     for name, corner in (("low", low), ("high", high)):
         if not hasattr(corner, "dtype") or not jnp.issubdtype(corner.dtype, jnp.floating):
             raise TypeError(f"{name} must be a floating point array, got {getattr(corner, 'dtype', type(corner))}")

@@ -102,11 +102,25 @@ def exact_from_vjp(
 ) -> Float[Array, " B"]:
     """`exact_frobenius_sq` in reverse mode, for callers that already hold ``z, vjp = jax.vjp(f, x)``.
 
+    Args:
+        z: f(x), an array or pytree of arrays [B, ...].
+        vjp: cotangent like z -> (cotangent like x,).
+        x: float array or pytree of arrays [B, ...].
+        chunk_size: as for `exact_frobenius_sq`.
+
+    Returns:
+        [B].
+
+    Raises:
+        TypeError: x or z is not real floating point; vjp cannot be called.
+        ValueError: chunk_size below 1, or batch sizes that differ.
+
     Example:
         >>> x = jnp.ones((2, 4))
         >>> exact_from_vjp(*jax.vjp(lambda x: 3 * x, x), x)
         Array([36., 36.], dtype=float32)
     """
+    checks.function("vjp", vjp)
     outputs = Rows(z, "f(x)", batch=Rows(x, "x").batch)
     return _sum_over_basis(vjp, outputs, chunk_size)
 
@@ -116,12 +130,27 @@ def projected_from_vjp(
 ) -> Float[Array, " B"]:
     """`projected_frobenius_sq`, for callers that already hold ``z, vjp = jax.vjp(f, x)``.
 
+    Args:
+        z: f(x), an array or pytree of arrays [B, ...].
+        vjp: cotangent like z -> (cotangent like x,).
+        x: float array or pytree of arrays [B, ...].
+        key: typed key, or B of them.
+        num_projections: n.
+        probe: as for `projected_frobenius_sq`.
+
+    Returns:
+        [B].
+
+    Raises:
+        TypeError, ValueError: as `projected_frobenius_sq`; vjp cannot be called.
+
     Example:
         >>> x = jnp.ones((2, 4))
         >>> z, vjp = jax.vjp(lambda x: 3 * x, x)
         >>> projected_from_vjp(z, vjp, x, jax.random.key(0), num_projections=4, probe="orthonormal").round(3)
         Array([36., 36.], dtype=float32)
     """
+    checks.function("vjp", vjp)
     outputs = Rows(z, "f(x)", batch=Rows(x, "x").batch)
     v = sample_probes(key, outputs.batch, outputs.size, num_projections, probe)  # [B, n, C]
     project = lambda v: sum_sq(vjp(outputs.unravel(v)))  # [B, C] -> [B]

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jacreg_jax import checks
+
 _PERTURBATION, _MODEL, _PART = 1, 2, 3
 
 
@@ -25,13 +27,14 @@ def sample_keys(key: jax.Array, batch: int) -> jax.Array:
 
     Raises:
         TypeError: key is not a typed key.
-        ValueError: neither one key nor B.
+        ValueError: neither one key nor B; batch is no count.
 
     Example:
         >>> sample_keys(jax.random.key(0), 3).shape
         (3,)
     """
     check_key(key)
+    batch = checks.count("batch", batch, least=0)
     if key.shape == ():
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):
@@ -63,6 +66,8 @@ def normal_like(key: jax.Array, x: jax.Array) -> jax.Array:
         >>> normal_like(jax.random.key(0), jnp.zeros((2, 4))).shape
         (2, 4)
     """
+    if not (hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating) and x.ndim):
+        raise TypeError(f"x must be a floating point array [B, ...], got {getattr(x, 'dtype', type(x).__name__)}")
     return jax.vmap(lambda k, x: jax.random.normal(k, x.shape, x.dtype))(sample_keys(key, len(x)), x)
 
 

@@ -20,6 +20,18 @@ def cross_entropy(
 ) -> tuple[Float[Array, " B"], dict[str, Array]]:
     """-sum_c y_c log softmax(z)_c of every sample; see `classification_loss`.
 
+    Args:
+        z: logits [B, ..., C].
+        batch: "label": integers [B, ...] or distributions [B, ..., C]; "mask" [B, ...] for tokens, where it is there.
+        label_smoothing: a, the labels are (1 - a) one-hot + a / C.
+
+    Returns:
+        (losses [B], metrics by name, [B] each).
+
+    Raises:
+        TypeError: a label or mask that is no array of numbers.
+        ValueError: a label or mask of another shape, or values that are none.
+
     Example:
         >>> losses, metrics = cross_entropy(jnp.zeros((2, 4)), {"label": jnp.asarray([0, 3])})
         >>> losses.round(3), metrics["accuracy"]
@@ -56,18 +68,41 @@ def cross_entropy(
 def squared_error(z: Float[Array, "B *S"], batch: Batch) -> tuple[Float[Array, " B"], dict[str, Array]]:
     """||z - y||^2 of every sample; see `regression_loss`.
 
+    Args:
+        z: outputs [B, ...].
+        batch: "label": of the shape of z.
+
+    Returns:
+        (losses [B], metrics by name, [B] each).
+
+    Raises:
+        TypeError: a label that is no array of numbers.
+        ValueError: a label of another shape, or values that are none.
+
     Example:
         >>> squared_error(jnp.zeros((1, 2)), {"label": jnp.asarray([[3.0, 4.0]])})[0]
         Array([25.], dtype=float32)
     """
     label = _label(batch, z.shape)
     _refuse_mask(batch)
+    checks.all_finite("label", label)
     losses = jnp.sum((_wide(z) - label).reshape(len(z), -1) ** 2, axis=1)
     return losses, {"squared_error": losses}
 
 
 def binary_cross_entropy(z: Float[Array, "B *C"], batch: Batch) -> tuple[Float[Array, " B"], dict[str, Array]]:
     """-sum_c (y_c log s(z_c) + (1 - y_c) log s(-z_c)) with the sigmoid s; see `multi_label_loss`.
+
+    Args:
+        z: logits [B, ...].
+        batch: "label": of the shape of z, each entry in [0, 1].
+
+    Returns:
+        (losses [B], metrics by name, [B] each).
+
+    Raises:
+        TypeError: a label that is no array of numbers.
+        ValueError: a label of another shape, or values that are none.
 
     Example:
         >>> binary_cross_entropy(jnp.zeros((1, 2)), {"label": jnp.asarray([[0, 1]])})[0].round(3)

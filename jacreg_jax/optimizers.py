@@ -16,6 +16,9 @@ def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> op
         boundaries: steps.
         factor: at each of them.
 
+    Returns:
+        Schedule of the step.
+
     Raises:
         TypeError: not real numbers.
         ValueError: initial or factor not above 0; a boundary that is no step.
@@ -43,6 +46,9 @@ def sgd(
         learning_rate: eta, or a schedule of the step.
         momentum: rho, in [0, 1).
         weight_decay: lambda_WD.
+
+    Returns:
+        An optax transformation.
 
     Raises:
         TypeError: not real numbers.

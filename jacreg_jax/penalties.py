@@ -230,6 +230,10 @@ APPLY_HINT = ", as models.train_mode(module) makes it"
 def checked(penalty: Any) -> Penalty:
     """The penalty, whose results are looked at in every call.
 
+    Example:
+        >>> checked(exact())(lambda x: 3 * x, jnp.ones((2, 4)), None, None)[1]
+        Array(36., dtype=float32)
+
     Raises:
         TypeError: it cannot be called as one; in a call, it gives something else than (f(x), mean, norms).
     """

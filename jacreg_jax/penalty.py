@@ -144,10 +144,24 @@ def joint_loss(
 def standard_error(frobenius_sq: Float[Array, " m"]) -> Float[Array, ""]:
     """Standard error of the mean of m estimates, s / sqrt(m): probe noise and sample spread together; 0 at m = 1.
 
+    Args:
+        frobenius_sq: [m] values of ||J||_F^2 or estimates of it, one for each sample.
+
+    Returns:
+        Scalar, in the unit of the estimates.
+
+    Raises:
+        TypeError: no floating point array.
+        ValueError: not [m], or none.
+
     Example:
         >>> standard_error(jnp.asarray([1.0, 3.0]))
         Array(1., dtype=float32)
     """
+    if not (hasattr(frobenius_sq, "dtype") and jnp.issubdtype(frobenius_sq.dtype, jnp.floating)):
+        raise TypeError(f"frobenius_sq must be a floating point array [m], got {type(frobenius_sq).__name__}")
+    if frobenius_sq.ndim != 1 or not len(frobenius_sq):
+        raise ValueError(f"frobenius_sq must be [m], at least one estimate, got shape {frobenius_sq.shape}")
     m = frobenius_sq.shape[0]
     deviation = frobenius_sq - jnp.mean(frobenius_sq)
     return jnp.sqrt(jnp.sum(deviation**2) / max(m - 1, 1) / m)

@@ -73,7 +73,25 @@ def conv_max_pool(
 def lax_conv_max_pool(
     x: Array, w: Array, padding: str | Sequence[tuple[int, int]] = "VALID", *, window: int = 2, precision: Any = None
 ) -> Array:
-    """`conv_max_pool` as XLA's own convolution and `reduce_window`."""
+    """`conv_max_pool` as XLA's own convolution and `reduce_window`.
+
+    Args:
+        x: [C, H, W, B].
+        w: [kh, kw, C, O].
+        padding: "SAME", "VALID" or ((low, high), (low, high)), of the convolution.
+        window: side of the pooling windows.
+        precision: of the convolution, as in lax.
+
+    Returns:
+        [O, H', W', B].
+
+    Raises:
+        TypeError, ValueError: as `conv_max_pool`.
+
+    Example:
+        >>> lax_conv_max_pool(jnp.ones((1, 6, 6, 2)), jnp.ones((3, 3, 1, 4))).shape
+        (4, 2, 2, 2)
+    """
     padding = _checked_padding(x, w, padding, window)
     z = lax.conv_general_dilated(x, w, (1, 1), padding, dimension_numbers=CHWN, precision=precision)
     tiles = (1, window, window, 1)
@@ -81,6 +99,11 @@ def lax_conv_max_pool(
 
 
 def _checked_padding(x: Array, w: Array, padding: Any, window: int) -> tuple[tuple[int, int], ...]:
+    for name, value in (("x", x), ("w", w)):
+        if not (hasattr(value, "dtype") and jnp.issubdtype(value.dtype, jnp.floating)):
+            raise TypeError(
+                f"{name} must be a floating point array, got {getattr(value, 'dtype', type(value).__name__)}"
+            )
     if x.ndim != 4 or w.ndim != 4 or x.shape[0] != w.shape[2]:
         raise ValueError(f"x must be [C, H, W, B] and w [kh, kw, C, O], got shapes {x.shape} and {w.shape}")
     checks.count("window", window)

@@ -69,6 +69,7 @@ def projection_variance(
         [...] array.
 
     Raises:
+        TypeError: gram is no array.
         ValueError: gram is not square, n out of range, unknown probe.
 
     Example:
@@ -77,6 +78,8 @@ def projection_variance(
 
     Reference: Hoffman, Roberts, Yaida (2019), https://arxiv.org/abs/1908.02729, Eq. 15.
     """
+    if not hasattr(gram, "ndim"):
+        raise TypeError(f"gram must be an array [..., C, C], got {type(gram).__name__}")
     if gram.ndim < 2 or gram.shape[-1] != gram.shape[-2]:
         raise ValueError(f"gram must have shape [..., C, C], got {gram.shape}")
     c, n = gram.shape[-1], num_projections

@@ -9,6 +9,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from jacreg_jax import checks
+from jacreg_jax.guard import check_batch
+from jacreg_jax.keys import check_key
 from jacreg_jax.types import PyTree
 
 AXIS = "data"
@@ -20,11 +22,27 @@ Step: TypeAlias = Callable[..., tuple[Any, dict[str, Any]]]  # (state, batch) ->
 def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Mesh of one axis, "data", over the given devices or all of them.
 
+    Args:
+        devices: such as `jax.devices()[:2]`; None: all.
+
+    Returns:
+        A mesh for `training.make_train_step`, `replicate` and `shard_batch`.
+
+    Raises:
+        TypeError: what is no device.
+        ValueError: no devices, or one of them twice.
+
     Example:
         >>> data_mesh(jax.devices()[:1]).shape["data"]
         1
     """
-    devices = jax.devices() if devices is None else list(devices)
+    if devices is None:
+        devices = jax.devices()
+    if not isinstance(devices, list | tuple | np.ndarray) or not all(isinstance(d, jax.Device) for d in devices):
+        raise TypeError(f"devices must be a sequence of jax.Device, such as jax.devices()[:2], got {devices!r}")
+    devices = list(devices)
+    if not devices or len(set(devices)) != len(devices):
+        raise ValueError(f"devices must be at least one, each once, got {devices}")
     # Auto by name: the default, Explicit, makes x[permutation] raise inside user models
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
@@ -43,7 +61,28 @@ def check_mesh(mesh: Any) -> None:
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """The tree on every device. Through jit: device_put refuses typed keys on a mesh that spans processes."""
+    """The tree on every device of the mesh.
+
+    Args:
+        tree: pytree of arrays, such as a TrainState.
+        mesh: from `data_mesh`.
+
+    Returns:
+        The same, replicated.
+
+    Raises:
+        TypeError: mesh is none, or a leaf no array.
+        ValueError: mesh has no axis "data".
+
+    Example:
+        >>> replicate({"w": jnp.ones(2)}, data_mesh())["w"].sharding.is_fully_replicated
+        True
+    """
+    check_mesh(mesh)
+    for leaf in jax.tree.leaves(tree):
+        if not (isinstance(leaf, bool | int | float) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))):
+            raise TypeError(f"tree must hold arrays alone, got {type(leaf).__name__}")
+    # device_put refuses typed keys on a mesh that spans processes
     return jax.jit(lambda t: t, out_shardings=NamedSharding(mesh, P()))(tree)
 
 
@@ -58,13 +97,17 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         The same as global arrays.
 
     Raises:
-        ValueError: the number of rows is not a multiple of the number of devices.
+        TypeError: mesh is none, or a leaf of the batch no array.
+        ValueError: mesh has no axis "data"; no rows, or a number of them that is not a multiple of that of the devices.
+
+    Example:
+        >>> mesh = data_mesh(jax.devices()[:1])
+        >>> shard_batch({"image": np.ones((4, 3))}, mesh)["image"].shape
+        (4, 3)
     """
+    check_mesh(mesh)
     sharding = NamedSharding(mesh, P(AXIS))
-    local = len(mesh.local_devices)
-    for leaf in jax.tree.leaves(batch):
-        if np.shape(leaf)[0] % local:
-            raise ValueError(f"batch must split evenly over {local} devices, got {np.shape(leaf)[0]} rows")
+    check_batch(batch, shares=len(mesh.local_devices))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
@@ -73,7 +116,25 @@ def row_keys(key: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
 
     So the noise of a sample is the same on 1, 2 or 8 devices and under every backend; a replicated key would give
     every shard the same draw.
+
+    Args:
+        key: typed key of the step.
+        rows: of this device.
+        axis_name: of the mesh inside of shard_map and pmap, None elsewhere.
+
+    Returns:
+        [rows] typed keys.
+
+    Raises:
+        TypeError: key is not a typed key.
+        ValueError: rows is no count.
+
+    Example:
+        >>> row_keys(jax.random.key(0), 3, None).shape
+        (3,)
     """
+    check_key(key)
+    checks.count("rows", rows, least=0)
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(rows))
 
@@ -82,6 +143,17 @@ def varying(tree: PyTree, axis_name: str | None) -> PyTree:
     """The replicated tree marked as each device's own, so that its gradient is this device's share alone.
 
     Without it the gradient in shard_map comes back already summed, and a later mean is N times too large.
+
+    Args:
+        tree: pytree of arrays.
+        axis_name: of the mesh inside of shard_map and pmap, None elsewhere: the tree itself.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> varying(1.0, None)
+        1.0
     """
     return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")
 
@@ -90,6 +162,17 @@ def mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
     """The mean of every inexact leaf over the axis; the tree itself on one device or under jit.
 
     Counters, flags and keys keep their type: the largest over the devices, which all hold the same.
+
+    Args:
+        tree: pytree of arrays.
+        axis_name: of the mesh inside of shard_map and pmap, None elsewhere.
+
+    Returns:
+        The same, alike on all devices.
+
+    Example:
+        >>> mean_over_devices(1.0, None)
+        1.0
     """
     if axis_name is None:
         return tree
@@ -123,7 +206,14 @@ def map_over_devices(body: Step, mesh: Mesh | None, backend: Backend = "jit", *,
         Compiled function (state, batch) -> (state, metrics).
 
     Raises:
-        ValueError: unknown backend; no mesh for shard_map or pmap.
+        TypeError: body cannot be called so; mesh is none.
+        ValueError: unknown backend; no mesh for shard_map or pmap, or one without an axis "data".
+
+    Example:
+        >>> body = lambda state, batch, axis_name: (state + mean_over_devices(batch.mean(), axis_name), {})
+        >>> step = map_over_devices(body, data_mesh(jax.devices()[:1]), "shard_map")
+        >>> float(step(jnp.float32(1), jnp.ones(4))[0])
+        2.0
     """
     checks.one_of("backend", backend, BACKENDS)
     checks.function("body", body, ("state", "batch", "axis_name"))

@@ -17,7 +17,7 @@ import optax
 from jacreg_jax import checks, sharding
 from jacreg_jax.accumulation import Loss, in_parts as in_parts, lazily as lazily
 from jacreg_jax.concrete import Deferred, deferred
-from jacreg_jax.guard import Guarded, check_batch, check_rows, check_state
+from jacreg_jax.guard import Guarded, check_batch, check_is_state, check_optimizer, check_rows, check_state
 from jacreg_jax.keys import check_key
 from jacreg_jax.metrics import merged
 from jacreg_jax.optimizers import quench as quench, sgd as sgd
@@ -63,8 +63,11 @@ def init_state(
         key: typed key.
         model_state: such as BatchNorm's statistics; None: {}.
 
+    Returns:
+        TrainState.
+
     Raises:
-        TypeError: key is not a typed key.
+        TypeError: key is not a typed key, optimizer no optax transformation.
 
     Example:
         >>> state = init_state({"w": jnp.ones(3)}, optax.sgd(0.1), jax.random.key(0))
@@ -72,6 +75,7 @@ def init_state(
         0
     """
     check_key(key)
+    check_optimizer(optimizer)
     params, model_state = jax.tree.map(_copy, (params, {} if model_state is None else model_state))
     opt_state = jax.tree.map(_copy, optimizer.init(params))  # may hold params themselves
     return TrainState(params, opt_state, model_state, jnp.zeros((), jnp.int32), _copy(key))
@@ -177,9 +181,10 @@ def make_train_steps(
     compiled = jax.jit(steps, donate_argnums=(0,) if donate else ())
 
     def data_of(state: TrainState, data: PyTree, indices: Any) -> PyTree:
+        check_is_state(state)
         check_batch(data, "data")
         check_rows(indices, len(jax.tree.leaves(data)[0]), "[M, T, B]" if together else "[T, B]")
-        if jnp.ndim(getattr(state, "step", 0)) != together:
+        if jnp.ndim(state.step) != together:
             wanted = "[M] in front of every leaf where together=True" if together else "that of one model"
             raise ValueError(f"state must be {wanted}, got step of shape {jnp.shape(state.step)}")
         return data
@@ -195,11 +200,16 @@ def check_finite(metrics: dict[str, Any], last_step: int) -> None:
         last_step: number of the last of them.
 
     Raises:
+        ValueError: metrics without loss and grad_norm; last_step is no count.
         NonFiniteError: loss or gradient norm of a step is NaN or infinite.
 
     Example:
         >>> check_finite({"loss": np.asarray([1.0, 0.5]), "grad_norm": np.asarray([1.0, 1.0])}, 2)
     """
+    if not isinstance(metrics, Mapping) or not {"loss", "grad_norm"} <= metrics.keys():
+        got = sorted(metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
+        raise ValueError(f"metrics must be those of a train step, loss and grad_norm among them, got {got}")
+    last_step = checks.count("last_step", last_step, least=0)
     finite = np.atleast_1d(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
     if not finite.all():
         i = int(np.argmin(finite))
@@ -247,8 +257,7 @@ def _update(
 
 def _check(loss: Any, optimizer: Any) -> None:
     checks.function("loss", loss, ("params", "state", "batch", "keys"))
-    if not (callable(getattr(optimizer, "init", None)) and callable(getattr(optimizer, "update", None))):
-        raise TypeError(f"optimizer must be an optax transformation, got {type(optimizer).__name__}")
+    check_optimizer(optimizer)
 
 
 def _by_name(batch: Any) -> Mapping[str, Any]:

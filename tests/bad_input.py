@@ -1,9 +1,10 @@
 """Wrong calls of every public function: a right call, and for each argument values that it must refuse.
 
-The tests make each of them; `python -m experiments.report` writes what the library answers into docs/errors.md.
+The tests make each of them; `python -m tests.bad_input` writes what the library answers into docs/errors.md.
 """
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from jacreg_jax import (
     interop,
     keys,
     masking,
+    models,
     penalties,
     pooled_convolution,
     probes,
@@ -37,6 +39,9 @@ from jacreg_jax import (
     supervised,
     training,
 )
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)  # as in the tests
 
 NAN, INF = float("nan"), float("inf")
 KEY = jax.random.key(0)
@@ -54,6 +59,9 @@ Y = jnp.argmax(f(X), axis=1).astype(jnp.int32)
 YI = jnp.argmax(f(IMAGES), axis=1).astype(jnp.int32)
 APPLY = lambda params, state, x, key: (x @ params, state)
 LAYERS = [(jnp.ones((4, 6)), jnp.ones(4))]
+MODULE = models.MLP((4,))
+SGD = optax.sgd(0.1)
+KEYS = jax.random.split(KEY, 5)
 
 # what each kind of argument must refuse: name -> value
 COUNT = {"0": 0, "-1": -1, "1.5": 1.5, "True": True, "'2'": "2", "NaN": NAN}
@@ -93,6 +101,157 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+BATCH = {"image": X, "label": Y}
+KINDS |= {
+    "batch": {
+        "a pair": (X, Y),
+        "None": None,
+        "no arrays": {},
+        "no samples": {"image": X[:0], "label": Y[:0]},
+        "one label too few": {"image": X, "label": Y[:4]},
+        "a list in it": {"image": X.tolist(), "label": Y},
+        "a word in it": BATCH | {"name": "digits"},
+        "a scalar in it": BATCH | {"weight": jnp.float32(1)},
+        "no image": {"x": X, "label": Y},
+        "no label": {"image": X},
+        "a label C": BATCH | {"label": np.full(5, 4)},
+    },
+    "indices": {
+        "one axis": np.arange(4),
+        "three axes": np.zeros((2, 2, 2), int),
+        "no rows": np.zeros((2, 0), int),
+        "floats": np.zeros((2, 2)),
+        "a list": [[0, 1]],
+        "-1": np.asarray([[0, -1]]),
+        "N": np.asarray([[0, 5]]),
+    },
+    "optimizer": {"None": None, "a number": 0.1, "a word": "sgd", "its maker": optax.sgd, "a function": jnp.tanh},
+    "state": {
+        "parameters": W,
+        "None": None,
+        "of another optimizer": training.init_state(W, optax.adam(0.1), KEY),
+        "of other parameters": training.init_state(W, SGD, KEY)._replace(opt_state=optax.adam(0.1).init(W[:5])),
+    },
+    "loss": {"None": None, "a word": "mse", "a number": 0.5, "of two arguments": lambda z, y: z, "a list": []},
+    "penalty": {
+        "exact": penalties.exact,
+        "projected": penalties.projected,
+        "on_part": penalties.on_part,
+        "a relative": relatives.noise_consistency,
+        "exact_frobenius_sq": jr.exact_frobenius_sq,
+        "a number": 0.5,
+        "a word": "exact",
+    },
+    "apply": {
+        "None": None,
+        "a number": 3,
+        "a word": "apply",
+        "a module": MODULE,
+        "of (params, x)": lambda params, x: x @ params,
+        "an array": np.ones(3),
+    },
+    "mesh": {
+        "None": None,
+        "a number": 2,
+        "a word": "data",
+        "devices": jax.devices()[:1],
+        "of another axis": jax.make_mesh((1,), ("model",), devices=jax.devices()[:1]),
+    },
+    "devices": {"none": [], "a word": "cpu", "a number": 2, "numbers": [0, 1], "one twice": jax.devices()[:1] * 2},
+    "weight": {
+        "one column": np.ones((5, 1), np.float32),
+        "one too few": np.ones(4, np.float32),
+        "negative": -np.ones(5, np.float32),
+        "NaN": np.full(5, NAN),
+        "infinity": np.full(5, INF, np.float32),
+        "bools": np.ones(5, bool),
+        "a list": [1.0] * 5,
+        "a word": "w",
+    },
+    "mask": {
+        "of samples": np.ones(5),
+        "of another shape": np.ones((5, 3)),
+        "negative": -np.ones((5, 2)),
+        "NaN": np.full((5, 2), NAN),
+        "infinity": np.full((5, 2), INF),
+        "a list": [[1.0, 1.0]] * 5,
+        "a word": "m",
+    },
+    "no mask": {"given": np.ones((5, 2))},
+    "soft labels": {
+        "of another shape": np.ones((5, 3), np.float32) / 3,
+        "a row too few": np.ones((4, 4), np.float32) / 4,
+        "sums of 2": np.ones((5, 4), np.float32) / 2,
+        "negative": np.full((5, 4), -0.25, np.float32),
+        "NaN": np.full((5, 4), NAN),
+        "one-hot integers": np.eye(5, 4, dtype=np.int32),
+        "bools": np.eye(5, 4) > 0,
+        "a list": [[0.25] * 4] * 5,
+        "None": None,
+    },
+    "module": {"None": None, "a number": 3, "a word": "MLP", "its class": models.MLP, "a function": jnp.tanh},
+    "rate": {"-0.1": -0.1, "1.5": 1.5, "NaN": NAN, "'1'": "1", "None": None},
+    "pictures": {
+        "vectors": X,
+        "one image": IMAGES[0],
+        "too small": IMAGES[:, :5, :5],
+        "bytes": np.ones((2, 28, 28, 1), np.uint8),
+        "a list": [1.0],
+        "None": None,
+    },
+    "seed": {"-1": -1, "1.5": 1.5, "True": True, "'2'": "2", "NaN": NAN, "None": None},
+    "sample": {
+        "a list": [1.0, 2.0],
+        "a word": "image",
+        "None": None,
+        "integers": np.ones((6, 6, 1), np.int32),
+        "complex": np.ones((6, 6, 1), np.complex64),
+        "no entries": jnp.ones((0, 3)),
+    },
+    "plane": {"None": None, "a word": "plane", "an array": IMAGES[0], "a triple": (1, 2, 3), "a number": 3},
+    "layers": {
+        "none": [],
+        "None": None,
+        "a word": "W",
+        "of another width": [(jnp.ones((4, 5)), jnp.ones(4))],
+        "a bias of another length": [(jnp.ones((4, 6)), jnp.ones(3))],
+        "weights alone": [jnp.ones((4, 6))],
+        "lists": [([[1.0] * 6], [1.0])],
+    },
+    "matrix": {
+        "a vector": X[0],
+        "of another width": X[:, :5],
+        "integers": np.ones((5, 6), int),
+        "a list": [1.0],
+        "None": None,
+    },
+    "activation": {"None": None, "jnp.tanh": jnp.tanh, "a word": "tanh", "a number": 3, "a triple": (1, 2, 3)},
+    "sigma": {"None": None, "3": 3, "a word": "tanh", "gives a vector": lambda x: jnp.stack([x, x]), "a list": []},
+    "grid": {"NaN": [NAN], "negative": [-0.5], "none": [], "a word": "grid", "a matrix": np.ones((2, 2))},
+    "estimates": {
+        "a scalar": jnp.ones(()),
+        "a matrix": jnp.ones((2, 2)),
+        "none": jnp.ones(0),
+        "a list": [1.0],
+        "integers": jnp.ones(3, int),
+        "None": None,
+    },
+    "metrics": {"None": None, "none": {}, "the loss alone": {"loss": 1.0}, "a number": 1.0, "a word": "loss"},
+    "results": {"none": (), "None": (None,), "images": (IMAGES,), "a word": ("fgsm",), "of other samples": None},
+    "attacks": {"none": {}, "a list": [attacks.fgsm], "None": None, "a word": "fgsm", "a name in it": {"fgsm": "fgsm"}},
+    "vjp": {"None": None, "3": 3, "a word": "vjp", "a list": [], "an array": np.ones(3)},
+    "entries": {
+        "a list": [1.0],
+        "a word": "x",
+        "None": None,
+        "integers": np.ones((5, 6), int),
+        "a scalar": np.float32(1),
+    },
+}
+VJP = jax.vjp(f, X)[1]
+STATE = training.init_state(W, SGD, KEY)
+
+
 class Spec(NamedTuple):
     """A right call, function(**arguments), and the kind of each argument that is tried."""
 
@@ -114,6 +273,37 @@ IMAGE = {"f": f, "x": IMAGES, "y": YI, "key": KEY}
 LOSS = {"penalty": "function", "lambda_jr": "not below 0", "preprocess": "function", "perturb": "function"}
 _BASE_LOSS = {"apply": APPLY, "penalty": penalties.exact(), "lambda_jr": 0.1, "preprocess": jnp.tanh, "perturb": None}
 
+
+@functools.cache
+def steps(name, loss=None):
+    """One compiled step for all wrong calls."""
+    loss = loss or supervised.classification_loss(APPLY, lambda_jr=0.1, penalty=penalties.exact())
+    return getattr(training, name)(loss, SGD, donate=False)
+
+
+def step_of(batch, state=STATE):
+    return steps("make_train_step")(state, batch)
+
+
+def steps_of(data, indices, state=STATE):
+    return steps("make_train_steps")(state, data, indices)
+
+
+def divided(batch, backend="jit"):
+    """A step over one device more than there are rows."""
+    mesh = sharding.data_mesh(jax.devices()[: 2 if len(jax.devices()) > 1 else 1])
+    loss = supervised.classification_loss(APPLY, lambda_jr=0.1)
+    return training.make_train_step(loss, SGD, mesh=mesh, backend=backend, donate=False)(STATE, batch)
+
+
+def loss_of(make, image=X):
+    """(label, weight, mask) -> the value of a loss, called directly."""
+    loss = make(APPLY)
+    return lambda **given: loss(W, STATE, {"image": image} | given, KEYS)[0]
+
+
+TOKENS = jnp.stack([X, X], axis=1)
+
 SPECS: dict[str, Spec] = {
     "exact_frobenius_sq": spec(jr.exact_frobenius_sq, FX, x="x", mode="choice", chunk_size="optional count"),
     "projected_frobenius_sq": spec(jr.projected_frobenius_sq, FXK, **XK, num_projections="count", probe="choice"),
@@ -132,14 +322,16 @@ SPECS: dict[str, Spec] = {
     ),
     "value_and_exact_penalty": spec(jr.value_and_exact_penalty, FX, x="x", chunk_size="optional count"),
     "jacobian.exact_from_vjp": spec(
-        lambda x, chunk_size=None: jr.jacobian.exact_from_vjp(*jax.vjp(f, X), x, chunk_size=chunk_size),
+        lambda x, vjp=VJP, **o: jr.jacobian.exact_from_vjp(f(X), vjp, x, **o),
         {"x": X},
+        vjp="vjp",
         x="x",
         chunk_size="optional count",
     ),
     "jacobian.projected_from_vjp": spec(
-        lambda x, key, **o: jr.jacobian.projected_from_vjp(*jax.vjp(f, X), x, key, **o),
+        lambda x, key, vjp=VJP, **o: jr.jacobian.projected_from_vjp(f(X), vjp, x, key, **o),
         {"x": X, "key": KEY},
+        vjp="vjp",
         **XK,
         num_projections="count",
         probe="choice",
@@ -159,12 +351,14 @@ SPECS: dict[str, Spec] = {
     ),
     "penalties.exact": spec(penalties.exact, {}, chunk_size="optional count"),
     "penalties.of": spec(penalties.of, {"function": relatives.noise_consistency, "sigma": 0.1}, function="function"),
-    "penalties.on_part": spec(penalties.on_part, {"fraction": 0.5}, fraction="part of 1"),
-    "penalties.of_model": spec(penalties.of_model, {"apply": APPLY}, apply="function"),
+    "penalties.on_part": spec(penalties.on_part, {"fraction": 0.5}, fraction="part of 1", penalty="penalty"),
+    "penalties.of_model": spec(penalties.of_model, {"apply": APPLY}, apply="apply", penalty="penalty"),
     "supervised_loss": spec(
         supervised.supervised_loss,
         _BASE_LOSS | {"objective": supervised.squared_error},
-        apply="function",
+        apply="apply",
+        penalty="penalty",
+        perturb="optional function",
         objective="function",
         lambda_jr="not below 0",
         preprocess="optional function",
@@ -172,12 +366,17 @@ SPECS: dict[str, Spec] = {
     "classification_loss": spec(
         supervised.classification_loss,
         _BASE_LOSS,
-        apply="function",
+        apply="apply",
+        penalty="penalty",
         lambda_jr="not below 0",
         label_smoothing="part of 1",
     ),
-    "regression_loss": spec(supervised.regression_loss, _BASE_LOSS, apply="function", lambda_jr="not below 0"),
-    "multi_label_loss": spec(supervised.multi_label_loss, _BASE_LOSS, apply="function", lambda_jr="not below 0"),
+    "regression_loss": spec(
+        supervised.regression_loss, _BASE_LOSS, apply="apply", penalty="penalty", lambda_jr="not below 0"
+    ),
+    "multi_label_loss": spec(
+        supervised.multi_label_loss, _BASE_LOSS, apply="apply", penalty="penalty", lambda_jr="not below 0"
+    ),
     "supervised.cross_entropy": spec(
         lambda label: supervised.cross_entropy(f(X), {"label": label}), {"label": Y}, label="labels"
     ),
@@ -187,14 +386,18 @@ SPECS: dict[str, Spec] = {
     "supervised.binary_cross_entropy": spec(
         lambda label: supervised.binary_cross_entropy(f(X), {"label": label}), {"label": f(X) > 0}, label="shares"
     ),
-    "accumulation.every": spec(accumulation.every, {"period": 2, "rare": APPLY, "usual": APPLY}, period="count"),
+    "accumulation.every": spec(
+        accumulation.every, {"period": 2, "rare": APPLY, "usual": APPLY}, period="count", rare="loss", usual="loss"
+    ),
     "accumulation.lazily": spec(
         accumulation.lazily,
         {"period": 2, "loss": supervised.classification_loss(APPLY, lambda_jr=0.1)},
         period="count",
         loss="function",
     ),
-    "accumulation.in_parts": spec(accumulation.in_parts, {"part_size": 2, "loss": APPLY}, part_size="count"),
+    "accumulation.in_parts": spec(
+        accumulation.in_parts, {"part_size": 2, "loss": APPLY}, part_size="count", loss="loss"
+    ),
     "input_gradient_penalty": spec(relatives.input_gradient_penalty, FXY, x="x", y="labels", norm="choice"),
     "noise_consistency": spec(relatives.noise_consistency, FXK | {"sigma": 0.1}, **XK, sigma="above 0"),
     "first_order_frobenius_sq": spec(relatives.first_order_frobenius_sq, FXK, **XK, step="above 0"),
@@ -220,10 +423,15 @@ SPECS: dict[str, Spec] = {
         schedules.lambda_ramp, {"final": 0.1, "num_steps": 5}, final="not below 0", num_steps="count", start="start"
     ),
     "training.init_state": spec(
-        training.init_state, {"params": W, "optimizer": optax.sgd(0.1), "key": KEY}, key="one key"
+        training.init_state, {"params": W, "optimizer": SGD, "key": KEY}, key="one key", optimizer="optimizer"
     ),
     "training.make_train_step": spec(
-        training.make_train_step, {"loss": APPLY, "optimizer": optax.sgd(0.1)}, backend="choice"
+        training.make_train_step,
+        {"loss": APPLY, "optimizer": SGD},
+        loss="loss",
+        optimizer="optimizer",
+        backend="choice",
+        mesh="no mesh at all",
     ),
     "training.quench": spec(training.quench, {"initial": 0.1, "boundaries": [5]}, initial="above 0", factor="above 0"),
     "training.sgd": spec(
@@ -233,26 +441,36 @@ SPECS: dict[str, Spec] = {
         momentum="momentum",
         weight_decay="not below 0",
     ),
-    "sharding.map_over_devices": spec(sharding.map_over_devices, {"body": APPLY, "mesh": None}, backend="choice"),
-    "keys.sample_keys": spec(keys.sample_keys, {"key": KEY, "batch": 5}, key="key"),
-    "keys.normal_like": spec(keys.normal_like, {"key": KEY, "x": X}, key="key"),
+    "sharding.map_over_devices": spec(
+        sharding.map_over_devices,
+        {"body": lambda state, batch, axis_name: (state, {}), "mesh": None},
+        body="body",
+        backend="choice",
+        mesh="no mesh at all",
+    ),
+    "keys.sample_keys": spec(keys.sample_keys, {"key": KEY, "batch": 5}, key="key", batch="count from 0"),
+    "keys.normal_like": spec(keys.normal_like, {"key": KEY, "x": X}, key="key", x="entries"),
     "cyclopropagation.penalty_and_grad": spec(
         cyclopropagation.penalty_and_grad,
         {"params": LAYERS, "x": X, "key": KEY, "num_projections": 1},
         key="key",
+        params="layers",
+        x="matrix",
         num_projections="optional count",
         probe="choice",
         chunk_size="optional count",
-        activation="function",
-        last="function",
+        activation="activation",
+        last="activation",
     ),
     "cyclopropagation.cyclopropagated_penalty": spec(
         cyclopropagation.cyclopropagated_penalty,
         {"params": LAYERS, "x": X, "key": KEY, "num_projections": 1},
+        params="layers",
+        x="matrix",
         num_projections="optional count",
         probe="choice",
         chunk_size="optional count",
-        activation="function",
+        activation="activation",
     ),
     "host_memory.keep_freed_memory": spec(host_memory.keep_freed_memory, {}, limit="memory"),
     "interop.from_function": spec(interop.from_function, {"f": f, "params": {}}, f="function"),
@@ -260,9 +478,16 @@ SPECS: dict[str, Spec] = {
     "interop.from_nnx": spec(interop.from_nnx, {"model": None}, model="model"),
     "interop.from_equinox": spec(interop.from_equinox, {"model": None}, model="model"),
     "interop.from_haiku": spec(interop.from_haiku, {"transformed": None, "params": {}}, transformed="model"),
-    "conv_max_pool": spec(
-        pooled_convolution.conv_max_pool, {"x": jnp.ones((1, 6, 6, 2)), "w": jnp.ones((3, 3, 1, 2))}, window="window"
-    ),
+    **{
+        name: spec(
+            getattr(pooled_convolution, name),
+            {"x": jnp.ones((1, 6, 6, 2)), "w": jnp.ones((3, 3, 1, 2))},
+            x="entries",
+            w="entries",
+            window="window",
+        )
+        for name in ("conv_max_pool", "lax_conv_max_pool")
+    },
     "max_pool": spec(convolution.max_pool, {"x": IMAGES, "window_shape": (2, 2), "strides": (2, 2)}, strides="strides"),
     "datasets.load": spec(datasets.load, {"name": "digits", "split": "test"}, name="choice", split="choice"),
     "datasets.from_uint8": spec(datasets.from_uint8, {"images": np.ones((2, 2), np.uint8)}, images="bytes"),
@@ -272,9 +497,150 @@ SPECS: dict[str, Spec] = {
     "datasets.few_shot": spec(
         datasets.few_shot,
         {"labels": np.asarray([0, 0, 1, 1]), "samples_per_class": 1, "seed": 0},
+        labels="few labels",
         samples_per_class="shots",
+        seed="seed",
     ),
-    "datasets.Preprocessing": spec(datasets.Preprocessing, {"mean": 0.5, "std": 0.5}, std="std"),
+    "datasets.Preprocessing": spec(datasets.Preprocessing, {"mean": 0.5, "std": 0.5}, mean="mean", std="std"),
+    # losses in their calls, and train steps
+    "classification_loss in a call": spec(
+        loss_of(supervised.classification_loss),
+        {"label": np.full((5, 4), 0.25, np.float32), "weight": np.ones(5, np.float32)},
+        label="soft labels",
+        weight="weight",
+        mask="no mask",
+    ),
+    "classification_loss of tokens": spec(
+        loss_of(supervised.classification_loss, TOKENS),
+        {"label": np.zeros((5, 2), int), "mask": np.ones((5, 2), np.float32)},
+        mask="mask",
+    ),
+    "regression_loss in a call": spec(
+        loss_of(supervised.regression_loss),
+        {"label": X[:, :4], "weight": np.ones(5, np.float32)},
+        label="targets",
+        weight="weight",
+        mask="no mask",
+    ),
+    "multi_label_loss in a call": spec(
+        loss_of(supervised.multi_label_loss),
+        {"label": np.ones((5, 4), np.float32), "weight": np.ones(5, np.float32)},
+        label="shares",
+        weight="weight",
+        mask="no mask",
+    ),
+    "training.make_train_step in a call": spec(step_of, {"batch": BATCH}, batch="batch", state="state"),
+    "training.make_train_step over devices": spec(
+        divided, {"batch": jax.tree.map(lambda leaf: leaf[:4], BATCH)}, batch="odd", backend="odd backend"
+    ),
+    "training.make_train_steps": spec(
+        training.make_train_steps, {"loss": APPLY, "optimizer": SGD}, loss="loss", optimizer="optimizer"
+    ),
+    "training.make_train_steps in a call": spec(
+        steps_of, {"data": BATCH, "indices": np.asarray([[0, 1]])}, data="data", indices="indices", state="state"
+    ),
+    "training.check_finite": spec(
+        training.check_finite,
+        {"metrics": {"loss": 1.0, "grad_norm": 1.0}, "last_step": 1},
+        metrics="metrics",
+        last_step="count from 0",
+    ),
+    "sharding.data_mesh": spec(sharding.data_mesh, {}, devices="devices"),
+    "sharding.shard_batch": spec(
+        sharding.shard_batch,
+        {"batch": BATCH, "mesh": sharding.data_mesh(jax.devices()[:1])},
+        batch="shards",
+        mesh="mesh",
+    ),
+    "sharding.replicate": spec(
+        sharding.replicate, {"tree": BATCH, "mesh": sharding.data_mesh(jax.devices()[:1])}, tree="tree", mesh="mesh"
+    ),
+    "sharding.row_keys": spec(
+        sharding.row_keys, {"key": KEY, "rows": 3, "axis_name": None}, key="one key", rows="count from 0"
+    ),
+    "standard_error": spec(jr.standard_error, {"frobenius_sq": jnp.ones(3)}, frobenius_sq="estimates"),
+    "centred": spec(relatives.centred, {"f": f}),
+    "interop.bind": spec(interop.bind, {"apply": APPLY, "params": W}, apply="apply"),
+    # models
+    "models.initialize": spec(
+        models.initialize, {"module": MODULE, "key": KEY, "x": X}, module="module", key="model key", x="entries"
+    ),
+    "models.train_mode": spec(models.train_mode, {"module": MODULE}, module="module"),
+    "models.eval_mode": spec(models.eval_mode, {"module": MODULE}, module="module"),
+    "models.batch_statistics_mode": spec(models.batch_statistics_mode, {"module": MODULE}, module="module"),
+    "models.predictor": spec(
+        models.predictor,
+        {"module": MODULE, "params": {}},
+        module="module",
+        preprocess="optional function",
+    ),
+    "models.MLP": spec(
+        lambda x=X, **fields: models.MLP(**fields).init(KEY, x),
+        {"features": (3, 4)},
+        x="x",
+        features="widths",
+        dropout_rate="rate",
+        initialization="choice",
+        activation="function",
+    ),
+    "models.LeNet": spec(
+        lambda x, **fields: jax.eval_shape(models.LeNet(**fields).init, KEY, x),
+        {"x": jnp.ones((1, 28, 28, 1))},
+        x="pictures",
+        dropout_rate="rate",
+        initialization="choice",
+        num_classes="count",
+    ),
+    "models.DDNet": spec(
+        lambda x, **fields: jax.eval_shape(models.DDNet(**fields).init, KEY, x),
+        {"x": jnp.ones((1, 32, 32, 3))},
+        x="pictures",
+        dropout_rate="rate",
+        initialization="choice",
+        num_classes="count",
+    ),
+    "models.ResNet18": spec(
+        lambda x, **fields: jax.eval_shape(models.ResNet18(**fields).init, KEY, x),
+        {"x": jnp.ones((1, 8, 8, 3)), "width": 4},
+        x="flat pictures",
+        variant="choice",
+        width="count",
+        num_classes="count",
+    ),
+    # planes, perceptrons, data, batches
+    "decision_cells.adversarial_plane": spec(
+        decision_cells.adversarial_plane,
+        {"x": IMAGES[0], "x_adv_1": IMAGES[1], "x_adv_2": IMAGES[2]},
+        x="sample",
+        x_adv_1="sample",
+        x_adv_2="other sample",
+    ),
+    "cyclopropagation.perceptron": spec(
+        cyclopropagation.perceptron,
+        {"params": LAYERS, "x": X},
+        params="layers",
+        x="matrix",
+        activation="activation",
+        last="activation",
+    ),
+    "cyclopropagation.activation_from": spec(cyclopropagation.activation_from, {"sigma": jnp.tanh}, sigma="sigma"),
+    "datasets.prepare": spec(datasets.prepare, {"name": None}, name="name"),
+    "datasets.epoch_permutation": spec(
+        datasets.epoch_permutation,
+        {"seed": 0, "epoch": 0, "n": 3},
+        seed="count from 0",
+        epoch="count from 0",
+        n="count",
+    ),
+    "evaluation.norm_summary": spec(evaluation.norm_summary, {"norms": [1.0, 2.0]}, norms="distances"),
+    "evaluation.map_batches": spec(
+        lambda fn, f, x, **options: evaluation.map_batches(fn, f, x, **options),
+        {"fn": jr.exact_frobenius_sq, "f": f, "x": X},
+        fn="function",
+        x="entries of rows",
+        batch_size="count",
+    ),
+    "best_of": spec(lambda results: attacks.best_of(*results), {"results": ()}, results="results"),
     # attacks and what stands on them
     "white_noise": spec(attacks.white_noise, FXYK | {"sigma": 0.1}, **XYK, sigma="not below 0"),
     "fgsm": spec(attacks.fgsm, FXY | {"epsilon": 0.1}, **XY, epsilon="not below 0"),
@@ -294,7 +660,7 @@ SPECS: dict[str, Spec] = {
         epsilon="not below 0",
         num_steps="count",
         num_restarts="count",
-        num_targets="count",
+        num_targets="targets of ce",
         rho="part of 1",
         norm="choice",
         loss="choice",
@@ -353,8 +719,17 @@ SPECS: dict[str, Spec] = {
         beta="part of 1",
     ),
     "random_fgsm": spec(adversarial_training.random_fgsm, {}, max_epsilon="not below 0"),
+    "random_fgsm in a call": spec(
+        lambda f, image, label, keys: adversarial_training.random_fgsm()(f, image, label, keys),
+        {"f": f, "image": X, "label": Y, "keys": KEYS},
+        image="x",
+        label="labels",
+    ),
     "at_temperature": spec(
-        adversarial_training.at_temperature, {"apply": APPLY, "temperature": 2.0}, temperature="above 0"
+        adversarial_training.at_temperature,
+        {"apply": APPLY, "temperature": 2.0},
+        apply="apply",
+        temperature="above 0",
     ),
     "soft_labels": spec(adversarial_training.soft_labels, FX | {"temperature": 2.0}, temperature="above 0"),
     "evaluation.accuracy": spec(evaluation.accuracy, FXY, y="labels", batch_size="count"),
@@ -362,6 +737,7 @@ SPECS: dict[str, Spec] = {
     "evaluation.run_attack": spec(
         evaluation.run_attack,
         {"attack": attacks.fgsm, "f": f, "x": X, "y": Y, "key": KEY, "epsilon": 0.1},
+        attack="function",
         x="x",
         y="labels",
         key="key",
@@ -371,6 +747,7 @@ SPECS: dict[str, Spec] = {
     "evaluation.worst_case": spec(
         evaluation.worst_case,
         {"attacks": {"fgsm": attacks.fgsm}, "f": f, "x": X, "y": Y, "key": KEY, "epsilon": 0.1},
+        attacks="attacks",
         x="x",
         y="labels",
         key="key",
@@ -378,7 +755,7 @@ SPECS: dict[str, Spec] = {
         batch_size="count",
     ),
     "evaluation.fooling_curve": spec(
-        evaluation.fooling_curve, {"distances": [0.0, 1.0], "grid": [0.5]}, distances="distances"
+        evaluation.fooling_curve, {"distances": [0.0, 1.0], "grid": [0.5]}, distances="distances", grid="grid"
     ),
     "evaluation.robust_accuracy": spec(
         evaluation.robust_accuracy,
@@ -392,6 +769,7 @@ SPECS: dict[str, Spec] = {
         distances="distances",
         resamples="count",
         confidence="part of 1",
+        seed="seed",
     ),
     "masking.linearised_margin": spec(masking.linearised_margin, FXY, x="x", y="labels", norm="choice"),
     "masking.zero_gradient_share": spec(masking.zero_gradient_share, FXY, x="x", y="labels", batch_size="count"),
@@ -427,12 +805,17 @@ SPECS: dict[str, Spec] = {
         alpha="part of 1",
         batch_size="count",
     ),
-    "certify.interval_bounds": spec(certify.interval_bounds, {"f": f, "low": X, "high": X + 0.1}, high="upper corner"),
+    "certify.interval_bounds": spec(
+        certify.interval_bounds, {"f": f, "low": X, "high": X + 0.1}, low="corner", high="upper corner"
+    ),
     "certify.interval_radius": spec(certify.interval_radius, FXY, **XY, num_bisections="count", largest="above 0"),
-    "decision_cells.random_plane": spec(decision_cells.random_plane, {"x": IMAGES[0], "key": KEY}, key="one key"),
+    "decision_cells.random_plane": spec(
+        decision_cells.random_plane, {"x": IMAGES[0], "key": KEY}, x="sample", key="one key"
+    ),
     "decision_cells.decision_cells": spec(
         decision_cells.decision_cells,
         {"f": f, "plane": decision_cells.random_plane(IMAGES[0], KEY), "extent": 1.0, "resolution": 3},
+        plane="plane",
         extent="above 0",
         resolution="count",
         batch_size="count",
@@ -440,6 +823,7 @@ SPECS: dict[str, Spec] = {
     "decision_cells.boundary_distance": spec(
         decision_cells.boundary_distance,
         {"f": f, "plane": decision_cells.random_plane(IMAGES[0], KEY), "extent": 1.0, "num_rays": 2, "num_radii": 2},
+        plane="plane",
         extent="above 0",
         num_rays="count",
         num_radii="count",
@@ -447,11 +831,57 @@ SPECS: dict[str, Spec] = {
     ),
 }
 
+KINDS["other sample"] = KINDS["sample"] | {"of another shape": IMAGES[0, :5], "on a line": 2 * IMAGES[1] - IMAGES[0]}
+KINDS["data"] = {name: value for name, value in KINDS["batch"].items() if name not in ("a label C", "a pair")}
+KINDS["shards"] = {name: KINDS["batch"][name] for name in list(KINDS["batch"])[1:8]}
+KINDS["flat pictures"] = {name: value for name, value in KINDS["pictures"].items() if name != "too small"}
+KINDS["entries of rows"] = {
+    name: KINDS["entries"][name] for name in ("a list", "a word", "None", "integers", "a scalar")
+}
+KINDS["results"]["of other samples"] = tuple(attacks.fgsm(f, x, y, epsilon=0.1) for x, y in ((X, Y), (X[:3], Y[:3])))
 KINDS |= {
-    "square": {"a vector": jnp.ones(4), "not square": jnp.ones((3, 4)), "a stack of those": jnp.ones((2, 3, 4))},
+    "square": {
+        "a list": [[1.0]],
+        "a vector": jnp.ones(4),
+        "not square": jnp.ones((3, 4)),
+        "a stack of those": jnp.ones((2, 3, 4)),
+    },
     "coefficient": {"-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1", "None": None},
     "decay": {"-1": -1.0, "NaN": NAN, "'1'": "1", "0.1 without params": 0.1},
-    "targets": {"of another shape": jnp.ones(5), "one column": jnp.ones((5, 1)), "a word": "y"},
+    "targets": {
+        "of another shape": jnp.ones(5),
+        "one column": jnp.ones((5, 1)),
+        "a word": "y",
+        "NaN": jnp.full((5, 4), NAN),
+        "infinity": jnp.full((5, 4), INF),
+        "complex": jnp.ones((5, 4), complex),
+        "None": None,
+    },
+    "targets of ce": COUNT | {"2, with loss 'ce'": 2},
+    "body": {
+        "None": None,
+        "a number": 3,
+        "a word": "body",
+        "of two arguments": lambda state, batch: state,
+        "a list": [],
+    },
+    "no mesh at all": {"a number": 2, "a word": "data", "devices": jax.devices()[:1]},
+    "few labels": {"none": [], "a matrix": [[1]], "floats": [0.5, 1.5], "words": ["a", "b"], "None": None},
+    "mean": {"NaN": NAN, "infinity": INF, "a word": "m", "two, for one std": (0.5, 0.5), "None": None},
+    "corner": {"a list": [1.0], "None": None, "integers": np.ones((5, 6), int), "above the upper": X + 0.2},
+    "odd": {"5 rows over 2": BATCH, "1 row over 2": jax.tree.map(lambda leaf: leaf[:1], BATCH)},
+    "odd backend": {"'pmap2'": "pmap2", "None": None, "3": 3},
+    "count from 0": {"-1": -1, "1.5": 1.5, "True": True, "'2'": "2", "NaN": NAN, "None": None},
+    "model key": {"None": None, "0": 0, "a float": 1.0, "a word": "key", "three words": np.zeros(3, np.uint32)},
+    "widths": {"none": (), "0": (0,), "-1": (3, -1), "1.5": (1.5,), "one number": 3, "a word": "ab"},
+    "tree": {
+        "a word": "state",
+        "a word in it": {"w": "a"},
+        "a function": {"f": jnp.tanh},
+        "an object": object(),
+        "a set": {1, 2},
+    },
+    "name": {"None": None, "'nothing'": "nothing", "''": "", "3": 3, "'digits'": "digits"},
     "shares": {
         "of another shape": jnp.ones(5),
         "a word": "y",
@@ -468,15 +898,26 @@ KINDS |= {
     "model": {"None": None, "3": 3, "a function": jnp.tanh, "a word": "model", "parameters": {"w": W}},
     "window": {"0": 0, "-1": -1, "1.5": 1.5, "too large": 9, "True": True},
     "strides": {"one": (2,), "three": (1, 1, 1)},
-    "bytes": {"floats": np.ones((2, 2), np.float32), "int64": np.ones((2, 2), np.int64), "a list": [1], "None": None},
+    "bytes": {
+        "bools": np.ones((2, 2), bool),
+        "floats": np.ones((2, 2), np.float32),
+        "int64": np.ones((2, 2), np.int64),
+        "a list": [1],
+        "None": None,
+    },
     "image stack": {"one image": IMAGES[0], "int32": np.ones((1, 2, 2, 1), np.int32), "a vector": jnp.ones(3)},
     "size": {"0": 0, "-1": -1, "(0, 3)": (0, 3), "1.5": 1.5},
     "shots": {"0": 0, "-1": -1, "3, of 2": 3, "1.5": 1.5},
     "std": {"0": 0.0, "-1": -1.0, "NaN": NAN, "two, for one mean": (0.5, 0.5)},
     "at least 1": {"0.9": 0.9, "-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1"},
-    "distances": {"NaN": [NAN], "negative": [-1.0], "none": []},
+    "distances": {"NaN": [NAN], "negative": [-1.0], "none": [], "a word": "d", "a matrix": [[1.0]]},
     "upper corner": {"below the lower": X - 0.1, "NaN": X * NAN, "of another shape": X[:2]},
 }
+
+
+for _name, _spec in SPECS.items():  # every f is tried
+    if "f" in _spec.arguments and "f" not in _spec.kinds:
+        SPECS[_name] = _spec._replace(kinds={"f": "function"} | _spec.kinds)
 
 
 class Answer(NamedTuple):

@@ -20,7 +20,7 @@ FLOOR = {"checks", "concrete", "keys", "types"}  # what everything may stand on
 MAP = {
     "types": (BASE | {"jaxtyping"}, set()),  # jaxtyping where it is loaded already
     "checks": (BASE, {"concrete"}),
-    "keys": (BASE, set()),
+    "keys": (BASE, {"checks"}),
     "deprecation": (set(), {"checks"}),
     "rows": (BASE, FLOOR),
     "probes": (BASE, FLOOR),
@@ -37,7 +37,7 @@ MAP = {
     "accumulation": (BASE, FLOOR | {"metrics"}),
     "objectives": (BASE | {"optax"}, FLOOR | {"rows"}),
     "supervised": (BASE, FLOOR | {"deprecation", "objectives", "penalties", "penalty"}),
-    "sharding": (BASE, FLOOR),
+    "sharding": (BASE, FLOOR | {"guard"}),
     "optimizers": (BASE | {"optax"}, FLOOR),
     "training": (
         BASE | {"optax"},
@@ -153,6 +153,17 @@ def public_functions():
                 yield pytest.param(value, id=f"{name}.{public}")
 
 
+def promised_functions():
+    """Public functions where a user finds them: each module's own, and those that it hands on as `name as name`."""
+    for parameter in public_functions():
+        (function,), (module, name) = parameter.values, parameter.id.split(".")
+        if module in INNER:
+            continue
+        source = inspect.getsource(getattr(jacreg_jax, module))
+        if function.__module__.startswith(f"jacreg_jax.{module}") or f"{name} as {name}" in source:
+            yield parameter
+
+
 @pytest.mark.parametrize("function", list(public_functions()))
 def test_public_functions_are_annotated(function):
     signature = inspect.signature(function)
@@ -160,6 +171,30 @@ def test_public_functions_are_annotated(function):
     assert not bare
     assert signature.return_annotation is not signature.empty
     assert inspect.getdoc(function)
+
+
+# the inside of checked entrances, in one or two sentences; of `keys`, streams that a step has made
+BRIEF_MODULES = {"checks", "rows", "mean_norm"}
+BRIEF = {"keys.check_key", "keys.model_key", "keys.part_key", "keys.perturbation_keys", "penalties.checked"}
+BRIEF |= {"penalty.value_and", "penalty.depends_on_argument", "penalty.on_random_rows", "sharding.check_mesh"}
+BRIEF |= {"attacks.apgd_targeted", "attacks.carlini_wagner_converged", "cyclopropagation.penalty_and_gradient"}  # old
+
+
+def test_public_functions_say_all():
+    """Args where there are any, Returns, and an Example; the losses that attacks climb too."""
+    lacking = {}
+    losses = importlib.import_module("jacreg_jax.attacks.losses")
+    own = [pytest.param(v, id=f"losses.{n}") for n, v in vars(losses).items() if inspect.isfunction(v)]
+    for parameter in (*promised_functions(), *own):
+        (function,), module = parameter.values, parameter.id.split(".")[0]
+        if parameter.id in BRIEF or module in BRIEF_MODULES:
+            continue
+        doc, signature = inspect.getdoc(function) or "", inspect.signature(function)
+        wanted = {"Args:"} if signature.parameters else set()
+        wanted |= {">>>"} | (set() if signature.return_annotation in (None, "None") else {"Returns:"})
+        if missing := {part for part in wanted if part not in doc}:
+            lacking[parameter.id] = missing
+    assert not lacking
 
 
 def test_types_of_a_users_script(tmp_path):

@@ -65,6 +65,7 @@ def best_of(*results: AttackResult) -> AttackResult:
         AttackResult; each row is that row of the result with the smallest distance.
 
     Raises:
+        TypeError: what is no AttackResult.
         ValueError: no result, or results of different numbers of samples.
 
     Example:
@@ -76,8 +77,11 @@ def best_of(*results: AttackResult) -> AttackResult:
         >>> bool(found.success[0])
         True
     """
-    if len({r.distance.shape for r in results}) != 1:
-        raise ValueError(f"results must be of one number of samples, got {[r.distance.shape for r in results]}")
+    for result in results:
+        if not isinstance(result, AttackResult):
+            raise TypeError(f"results must be AttackResults, got {type(result).__name__}")
+    if len({r.x_adv.shape for r in results}) != 1:
+        raise ValueError(f"results must be of one number of samples, got images {[r.x_adv.shape for r in results]}")
     nearest = jnp.argmin(jnp.stack([r.distance for r in results]), axis=0)
 
     def of_nearest(*leaves: Array) -> Array:

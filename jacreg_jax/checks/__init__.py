@@ -5,8 +5,10 @@ Shapes and types are always checked. Values are checked where they are concrete,
 
 from jacreg_jax.checks.arrays import (
     Bounds as Bounds,
+    all_finite as all_finite,
     bounds as bounds,
     entries as entries,
+    images as images,
     inputs as inputs,
     labels as labels,
     num_classes as num_classes,
@@ -18,6 +20,7 @@ from jacreg_jax.checks.numbers import (
     count as count,
     finite as finite,
     fraction as fraction,
+    generator as generator,
     non_negative as non_negative,
     one_of as one_of,
     optional_count as optional_count,

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jacreg_jax.checks.numbers import count, fraction
 from jacreg_jax.checks.words import short, what as name_of
 from jacreg_jax.concrete import look
 
@@ -29,6 +30,19 @@ def inputs(x: Any, name: str = "x", *, what: str = "floating point raw pixels") 
     if 0 in x.shape:
         raise ValueError(f"{name} must hold at least one sample and one entry in each, got shape {tuple(x.shape)}")
     return x if isinstance(x, jax.Array) else jnp.asarray(x)
+
+
+def images(x: Any, least: int, *, dropout_rate: float, num_classes: int) -> None:
+    """What a network of images takes: float images [B, H, W, C] of at least this side, and its own numbers.
+
+    Raises:
+        TypeError: x is no floating point array; dropout_rate no number.
+        ValueError: another shape; dropout_rate outside [0, 1]; num_classes below 1.
+    """
+    fraction("dropout_rate", dropout_rate, zero=True, one=True)
+    count("num_classes", num_classes)
+    if inputs(x, what="floating point images").ndim != 4 or min(x.shape[1:3]) < least:
+        raise ValueError(f"x must be images [B, H, W, C], sides of at least {least}, got shape {tuple(x.shape)}")
 
 
 def labels(y: Any, shape: Sequence[int], num_classes: int, name: str = "y") -> jax.Array:
@@ -79,6 +93,23 @@ def entries(name: str, value: Any, shape: Sequence[int], words: str, *, flags: b
         if not np.all(wide >= 0):
             raise ValueError(f"{name} must be at least 0, got {short(value)}")
         if not np.all(np.isfinite(wide)):
+            raise ValueError(f"{name} must be finite, got {short(value)}")
+
+    look(test, value)
+
+
+def all_finite(name: str, value: Any) -> None:
+    """An array of finite real numbers.
+
+    Raises:
+        TypeError: no real numbers.
+        ValueError: an entry that is NaN or infinite.
+    """
+    if not (jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)):
+        raise TypeError(f"{name} must hold real numbers, got {name_of(value)}")
+
+    def test(value: np.ndarray) -> None:
+        if not np.all(np.isfinite(np.asarray(value).astype(np.float64))):
             raise ValueError(f"{name} must be finite, got {short(value)}")
 
     look(test, value)

@@ -111,6 +111,19 @@ def shares(name: str, value: Any, *, of_one: bool = False) -> None:
     look(test, value)
 
 
+def generator(name: str, *seed: Any) -> np.random.Generator:
+    """A generator of numpy from a seed: non-negative integers, or sequences of them.
+
+    Raises:
+        ValueError: anything else.
+    """
+    entries = [entry for part in seed for entry in (part if isinstance(part, list | tuple | np.ndarray) else [part])]
+    if not entries or not all(isinstance(e, int | np.integer) and not isinstance(e, bool) and e >= 0 for e in entries):
+        got = seed[0] if len(seed) == 1 else seed
+        raise ValueError(f"{name} must be a non-negative integer, or a sequence of them, got {got!r}")
+    return np.random.default_rng(entries if len(entries) > 1 else entries[0])
+
+
 def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
     """One of the allowed values.
 

@@ -52,6 +52,11 @@ def load(name: str, split: str, *, data_dir: str | os.PathLike[str] | None = Non
         ValueError: unknown name or split, or data in another format than array_record.
         DatasetNotFoundError: data_dir or TFDS_DATA_DIR lacks the dataset. It is a ValueError and a FileNotFoundError.
         ImportError: the extra `datasets` is not installed.
+
+    Example:
+        >>> images, labels = load("digits", "test")
+        >>> images.shape, images.dtype
+        ((500, 8, 8, 1), dtype('uint8'))
     """
     _check_name(name, DATASETS)
     split, start, stop = _parse_split(split)
@@ -82,6 +87,9 @@ def prepare(
         ValueError: unknown name, or a file that is not the original one.
         ConnectionError: a file could not be downloaded; tried for some minutes.
         ImportError: the extra `datasets` is not installed.
+
+    Example:
+        >>> folder = prepare("mnist", "~/tensorflow_datasets")  # doctest: +SKIP
     """
     _check_name(name, DATASETS[1:])
     folder, _ = _data_folder(data_dir)

@@ -41,6 +41,10 @@ class Preprocessing:
             raise ValueError(
                 f"mean and std must both be numbers or tuples of one length, got {self.mean!r} and {self.std!r}"
             )
+        for name, value in (("mean", self.mean), ("std", self.std)):
+            found = np.asarray(value)
+            if found.dtype.kind not in "fiu" or not np.isfinite(found).all():
+                raise ValueError(f"{name} must be finite numbers, got {value!r}")
         if not np.all(np.asarray(self.std) > 0):
             raise ValueError(f"std must be positive, got {self.std!r}")
 
@@ -83,6 +87,10 @@ def from_uint8(images: Pixels) -> Pixels:
 
     Raises:
         TypeError: images is not uint8.
+
+    Example:
+        >>> from_uint8(np.asarray([0, 255], np.uint8)).tolist()
+        [0.0, 1.0]
     """
     if getattr(images, "dtype", None) != np.uint8:
         raise TypeError(f"images must be a uint8 array, got {getattr(images, 'dtype', type(images).__name__)}")
@@ -106,6 +114,10 @@ def resize_bilinear(images: Pixels, size: int | tuple[int, int]) -> Pixels:
     Raises:
         TypeError: images is neither uint8 nor float.
         ValueError: images does not have four axes, or size is below 1.
+
+    Example:
+        >>> resize_bilinear(np.zeros((2, 16, 16, 1), np.uint8), 28).shape
+        (2, 28, 28, 1)
     """
     height, width = size if isinstance(size, tuple) else (size, size)
     if not hasattr(images, "ndim"):

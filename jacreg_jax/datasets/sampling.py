@@ -21,9 +21,17 @@ def few_shot(labels: Any, samples_per_class: int, seed: int) -> np.ndarray:
         int64 array [k * number of classes], sorted.
 
     Raises:
-        ValueError: labels is not a non-empty vector, k is below 1, or a class has fewer than k samples.
+        TypeError: labels are no integers.
+        ValueError: labels is not a non-empty vector, k is below 1, a class has fewer than k samples, or seed is
+            negative.
+
+    Example:
+        >>> few_shot(np.asarray([0, 1, 0, 1, 1]), 1, seed=0).shape
+        (2,)
     """
     labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers [N], got {labels.dtype}")
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"labels must be a non-empty vector [N], got shape {labels.shape}")
     checks.count("samples_per_class", samples_per_class)
@@ -33,7 +41,7 @@ def few_shot(labels: Any, samples_per_class: int, seed: int) -> np.ndarray:
             f"samples_per_class is {samples_per_class}, but class {classes[counts.argmin()]} has only "
             f"{counts.min()} samples"
         )
-    rng = np.random.default_rng(seed)
+    rng = checks.generator("seed", seed)
     chosen = [rng.permutation(np.flatnonzero(labels == c))[:samples_per_class] for c in classes]
     return np.sort(np.concatenate(chosen))
 
@@ -50,8 +58,11 @@ def epoch_permutation(seed: int, epoch: int, n: int) -> np.ndarray:
         int64 array [n], a permutation of 0 ... n-1.
 
     Raises:
-        ValueError: seed or epoch is negative.
+        ValueError: seed or epoch is negative or no integer, or n is below 1.
+
+    Example:
+        >>> sorted(epoch_permutation(0, 3, 4).tolist())
+        [0, 1, 2, 3]
     """
-    if seed < 0 or epoch < 0:
-        raise ValueError(f"seed and epoch must not be negative, got seed={seed}, epoch={epoch}")
-    return np.random.default_rng((seed, epoch)).permutation(n)
+    seed, epoch = checks.count("seed", seed, least=0), checks.count("epoch", epoch, least=0)
+    return checks.generator("seed", seed, epoch).permutation(checks.count("n", n))

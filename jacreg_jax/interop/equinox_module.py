@@ -19,6 +19,9 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
         model: an `equinox.Module`, called as model(x) or model(x, key=key), and with a state as model(x, state).
         state: from `equinox.nn.make_with_state`, for BatchNorm with axis_name="batch".
 
+    Returns:
+        Functional.
+
     Raises:
         ValueError: not an equinox module.
 

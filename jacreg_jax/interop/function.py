@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jacreg_jax import checks
 from jacreg_jax.functional import Functional, Output
 from jacreg_jax.types import Apply, Function, PyTree
 
@@ -19,11 +20,18 @@ def bind(apply: Apply, params: PyTree, model_state: PyTree = None, key: jax.Arra
         model_state: None: {}.
         key: typed key, for a model that draws.
 
+    Returns:
+        f.
+
+    Raises:
+        TypeError: apply cannot be called so.
+
     Example:
         >>> apply, params, model_state = from_function(lambda p, x: x @ p, jnp.ones((3, 2)))
         >>> bind(apply, params)(jnp.ones((1, 3)))
         Array([[3., 3.]], dtype=float32)
     """
+    checks.function("apply", apply, ("params", "model_state", "x", "key"))
     return jax.tree_util.Partial(Output(apply), params, model_state if model_state is not None else {}, key)
 
 
@@ -33,6 +41,9 @@ def from_function(f: Callable[[PyTree, Any], Any], params: PyTree) -> Functional
     Args:
         f: pure function.
         params: pytree of parameters.
+
+    Returns:
+        Functional.
 
     Raises:
         ValueError: f cannot be called.

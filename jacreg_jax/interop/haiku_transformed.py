@@ -21,6 +21,9 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options
         **options: for the function, such as is_training=True. The modes are found by one that is named is_training,
             train, training or deterministic.
 
+    Returns:
+        Functional.
+
     Raises:
         ValueError: neither of the two.
 

@@ -15,6 +15,9 @@ def from_linen(module: Any, variables: Any, **options: Any) -> Functional:
         variables: {"params": ..., and other collections, which are then updated and returned}.
         **options: for the module's call, such as train=True.
 
+    Returns:
+        Functional.
+
     Raises:
         ValueError: not a linen module, or variables without "params".
 

@@ -19,6 +19,9 @@ def from_nnx(model: Any) -> Functional:
     Args:
         model: a `flax.nnx.Module`.
 
+    Returns:
+        Functional.
+
     Raises:
         ValueError: not an nnx module.
 

@@ -26,6 +26,12 @@ def initialize(module: nn.Module, key: jax.Array, x: Any) -> tuple[PyTree, PyTre
         key: typed key.
         x: an input, [B, ...].
 
+    Returns:
+        (params, model_state), pytrees.
+
+    Raises:
+        TypeError: module is no linen module, key no key, x no array.
+
     Example:
         >>> from jacreg_jax.models import MLP
         >>> params, model_state = initialize(MLP((8, 3)), jax.random.key(0), jax.numpy.ones((1, 4)))
@@ -48,13 +54,44 @@ def train_mode(module: nn.Module, **options: Any) -> Apply:
     Args:
         module: a `flax.linen.Module` whose call takes train, or another argument of `MODES`.
         **options: other arguments of its call.
+
+    Returns:
+        A function for the losses of `training`.
+
+    Raises:
+        TypeError: module is no linen module.
+
+    Example:
+        >>> from jacreg_jax.models import MLP
+        >>> module, x = MLP((8, 3)), jnp.ones((2, 4))
+        >>> logits, state = train_mode(module)(*initialize(module, jax.random.key(0), x), x, jax.random.key(1))
+        >>> logits.shape
+        (2, 3)
     """
     _require(module)
     return functools.partial(_applied, module, options | _mode(module, True))
 
 
 def called_with(module: nn.Module, **options: Any) -> Apply:
-    """(params, model_state, x, key) -> (logits, model_state): the module as these arguments of its call make it."""
+    """(params, model_state, x, key) -> (logits, model_state): the module as these arguments of its call make it.
+
+    Args:
+        module: a `flax.linen.Module`.
+        **options: arguments of its call.
+
+    Returns:
+        A function for the losses of `training`.
+
+    Raises:
+        TypeError: module is no linen module.
+
+    Example:
+        >>> from jacreg_jax.models import MLP
+        >>> module, x = MLP((8, 3)), jnp.ones((2, 4))
+        >>> called_with(module, train=False)(*initialize(module, jax.random.key(0), x), x)[0].shape
+        (2, 3)
+    """
+    _require(module)
     return functools.partial(_applied, module, options)
 
 
@@ -64,6 +101,18 @@ def eval_mode(module: nn.Module, **options: Any) -> Apply:
     Args:
         module: as for `train_mode`.
         **options: other arguments of its call.
+
+    Returns:
+        A function for `penalties.of_model`, and of (params, model_state, x).
+
+    Raises:
+        TypeError: module is no linen module.
+
+    Example:
+        >>> from jacreg_jax.models import MLP
+        >>> module, x = MLP((8, 3)), jnp.ones((2, 4))
+        >>> eval_mode(module)(*initialize(module, jax.random.key(0), x), x)[0].shape
+        (2, 3)
     """
     _require(module)
     return reads_running_statistics(functools.partial(_applied, module, options | _mode(module, False), is_frozen=True))
@@ -79,6 +128,17 @@ def batch_statistics_mode(module: nn.Module, **options: Any) -> Apply:
     Args:
         module: as for `train_mode`.
         **options: other arguments of its call.
+
+    Returns:
+        A function for `penalties.of_model`.
+
+    Raises:
+        TypeError: module is no linen module.
+
+    Example:
+        >>> from jacreg_jax import penalties
+        >>> from jacreg_jax.models import ResNet18
+        >>> penalty = penalties.of_model(batch_statistics_mode(ResNet18()))
     """
     train = train_mode(module, **options)
 
@@ -108,8 +168,22 @@ def predictor(
         model_state: such as BatchNorm's statistics; None: {}.
         preprocess: raw pixels -> the input of the network.
         **options: other arguments of its call.
+
+    Returns:
+        f: [B, ...] -> logits [B, C].
+
+    Raises:
+        TypeError: module is no linen module; preprocess cannot be called.
+
+    Example:
+        >>> from jacreg_jax.models import MLP
+        >>> module, x = MLP((8, 3)), jnp.ones((2, 4))
+        >>> predictor(module, *initialize(module, jax.random.key(0), x))(x).shape
+        (2, 3)
     """
     _require(module)
+    if preprocess is not None:
+        checks.function("preprocess", preprocess, ("raw",))
     evaluate = _Evaluate(module, tuple(sorted(options.items())))
     return jax.tree_util.Partial(Output(evaluate, preprocess), params, model_state or {}, None)
 
@@ -172,7 +246,18 @@ def _without_sown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def mode_argument(call: Callable[..., Any]) -> str | None:
-    """The argument of MODES that this call takes."""
+    """The argument of MODES that this call takes.
+
+    Args:
+        call: of a module's class.
+
+    Returns:
+        Its name, or None.
+
+    Example:
+        >>> mode_argument(lambda self, x, deterministic: x)
+        'deterministic'
+    """
     return next((name for name in MODES if name in inspect.signature(call).parameters), None)
 
 

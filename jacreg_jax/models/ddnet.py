@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from jacreg_jax import checks
 from jacreg_jax.convolution import conv_general_dilated, max_pool
 from jacreg_jax.models.initializers import kernel_and_bias
 from jacreg_jax.types import Array
@@ -34,6 +35,7 @@ class DDNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, C] of preprocessed images [B, 32, 32, 3]."""
+        checks.images(x, 16, dropout_rate=self.dropout_rate, num_classes=self.num_classes)
 
         def conv(features: int, fan_in: int) -> nn.Module:
             init = kernel_and_bias(self.initialization, fan_in)

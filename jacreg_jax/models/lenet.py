@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from jacreg_jax import checks
 from jacreg_jax.models.initializers import kernel_and_bias
 from jacreg_jax.models.layers import ConvMaxPool
 from jacreg_jax.pooled_convolution import conv_max_pool
@@ -33,6 +34,7 @@ class LeNet(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, C] of preprocessed images [B, 28, 28, 1]."""
+        checks.images(x, 12, dropout_rate=self.dropout_rate, num_classes=self.num_classes)
 
         def conv(features: int, fan_in: int, pad: int, index: int) -> nn.Module:
             init = kernel_and_bias(self.initialization, fan_in)

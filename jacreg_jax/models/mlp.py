@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from jacreg_jax import checks
 from jacreg_jax.models.initializers import kernel_and_bias
 from jacreg_jax.types import Array
 
@@ -27,6 +28,13 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, features[-1]]."""
+        x = checks.inputs(x, what="floating point")
+        checks.fraction("dropout_rate", self.dropout_rate, zero=True, one=True)
+        checks.function("activation", self.activation)
+        if not isinstance(self.features, Sequence) or isinstance(self.features, str) or not self.features:
+            raise ValueError(f"features must be widths, at least one, got {self.features!r}")
+        for width in self.features:
+            checks.count("features", width)
         x = x.reshape(x.shape[0], -1)
         for i, width in enumerate(self.features):
             x = nn.Dense(width, **kernel_and_bias(self.initialization, x.shape[-1]))(x)

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from flax import linen as nn
 
+from jacreg_jax import checks
 from jacreg_jax.convolution import conv_general_dilated, max_pool
 from jacreg_jax.models.initializers import torch_bias, torch_kernel, torch_resnet_kernel
 from jacreg_jax.types import Array
@@ -60,8 +61,9 @@ class ResNet18(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, C] of preprocessed images [B, H, W, 3]."""
-        if self.variant not in ("cifar", "imagenet"):
-            raise ValueError(f"variant must be 'cifar' or 'imagenet', got {self.variant!r}")
+        checks.images(x, 1, dropout_rate=0.0, num_classes=self.num_classes)
+        checks.count("width", self.width)
+        checks.one_of("variant", self.variant, ("cifar", "imagenet"))
         cifar = self.variant == "cifar"
         conv = partial(
             nn.Conv,
