@@ -11,6 +11,7 @@ import pytest
 from jacreg_jax import attacks
 from jacreg_jax.adversarial_training import random_fgsm
 from jacreg_jax.attacks import losses, start
+from jacreg_jax.attacks.ball import project
 from tests.conftest import mlp, mlp_params
 from tests.test_attacks_strong import box_active_distance
 
@@ -94,6 +95,17 @@ def test_ddn_step_by_step(key):
     np.testing.assert_allclose(result.distance, expected, rtol=2e-3)
 
 
+@pytest.mark.parametrize("is_flat", [True, False])
+def test_ddn_says_whether_the_first_gradient_was_zero(is_flat, key):
+    """A model that is flat at the image alone, and one that is flat everywhere else."""
+    at = 0.5 if is_flat else 0.55
+    away = lambda u: jnp.abs(u[:, 0] - 0.5)
+    lead = lambda u: jax.nn.relu(away(u) - 0.1) if is_flat else jnp.minimum(away(u) - 0.1, 0)
+    f = lambda u: jnp.stack([1 + 0 * u[:, 0], lead(u)], axis=1)
+    result = attacks.ddn(f, jnp.array([[at]]), jnp.array([0]), key, num_steps=4, init_epsilon=0.3)
+    assert bool(result.grad_zero[0]) is is_flat
+
+
 def test_ddn_reaches_the_far_corner():
     """The only fooling pixels lie further than the near side of the box."""
     result = attacks.ddn(threshold(0.95, -20.0), jnp.array([[0.1]]), jnp.array([0]), jax.random.key(0), num_steps=200)
@@ -144,6 +156,26 @@ def test_apgd_halves_its_step_and_goes_back(key):
     np.testing.assert_array_equal(after.was_reduced, [True, False, False, True])
     np.testing.assert_array_equal(after.rises, 0)
     np.testing.assert_array_equal(after.loss_checked, state.loss_best)
+
+
+def test_projection_by_hand():
+    """Onto the ball where a point lies outside, then into the box; a point inside stays."""
+    x = jnp.full((3, 2), 0.5)
+    at = x + jnp.array([[0.03, 0.04], [0.3, 0.4], [-0.6, 0.8]])
+    near = project(at, x, 0.1, "l2", (0.0, 1.0)) - 0.5
+    np.testing.assert_allclose(near, [[0.03, 0.04], [0.06, 0.08], [-0.06, 0.08]], rtol=1e-5)
+    far = project(at, x, 5.0, "l2", (0.0, 1.0)) - 0.5
+    np.testing.assert_allclose(far, [[0.03, 0.04], [0.3, 0.4], [-0.5, 0.5]], rtol=1e-5)
+    wide = project(at, x, jnp.array([0.035, 0.1, 0.7]), "linf", (0.0, 1.0)) - 0.5
+    np.testing.assert_allclose(wide, [[0.03, 0.035], [0.1, 0.1], [-0.5, 0.5]], rtol=1e-5)
+
+
+def test_apgd_counts_its_steps(key):
+    """From the end of the ball that fools none step is needed, from the other end one."""
+    x = jnp.full((16, 1), 0.7)
+    found = attacks.apgd(threshold(0.5), x, jnp.zeros(16, int), key, epsilon=0.3, num_steps=3)
+    assert found.success.all()
+    assert set(found.steps.tolist()) == {0, 1}
 
 
 def test_apgd_moves_with_momentum(key):

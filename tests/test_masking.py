@@ -60,6 +60,55 @@ def test_a_quantising_model_is_found_out(digits):
     assert not found["unbounded"].passed
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_checks_by_hand(norm, monkeypatch, key):
+    """Attacks whose successes are written in the columns of x: every finding from them alone."""
+    columns = {("pgd", 1): 0, ("pgd", 3): 1, ("pgd", 5): 2, ("apgd", 1): 3, ("square", 1): 4, ("noise", 1): 5}
+    whole = 1.0 if norm == "linf" else np.sqrt(8)  # 8 pixels from 0 to 1
+
+    def written(kind, count, *options):
+        def attack(f, x, y, key, epsilon):
+            special = jnp.where(jnp.abs(epsilon - whole) < 1e-3, 7, jnp.where(jnp.abs(epsilon - 0.2) < 1e-3, 6, -1))
+            place = jnp.where((special < 0) | (kind != "pgd") | (count != 5), columns[kind, count], special)
+            return masking._Noise(jnp.take(x, place, axis=1) > 0.5)
+
+        return attack
+
+    monkeypatch.setattr(masking, "_attack", written)
+    x = np.random.default_rng(0).integers(0, 2, (40, 8)).astype(np.float32)
+    one, three, five, strong, searched, noise, wider, everything = 1 - x.T
+    f = lambda x: jnp.stack([x[:, 0] - x[:, 1], jnp.where(x[:, 2] > 0.5, jnp.nan, x[:, 3])], axis=1)
+    run = lambda steps: masking.checks(f, x, np.zeros(40, int), key, epsilon=0.1, norm=norm, num_steps=steps)
+    found, shortly = run((1, 3, 5)), run((5,))
+    expected = {
+        "not finite": x[:, 2].mean(),
+        "square gains": (strong * five * (1 - searched)).mean(),
+        "more steps": max(three.mean() - one.mean(), five.mean() - three.mean()),
+        "larger epsilon": wider.mean() - five.mean(),
+        "unbounded": everything.mean(),
+        "noise": one.mean() - noise.mean(),
+        "single step": five.mean() - one.mean(),
+    }
+    for name, value in expected.items():
+        assert found[name].value == pytest.approx(value, abs=1e-6), name
+        assert found[name].passed == (value <= found[name].limit)
+    assert shortly["more steps"].value == 0
+
+
+def test_steps_of_the_checks(key):
+    """One step is a whole epsilon; n steps are 2.5 epsilon / n each."""
+    f = lambda x: x @ jnp.array([[3.0, -1.0], [-2.0, 0.5]])
+    x, y = jnp.full((4, 2), 0.5), jnp.array([0, 1, 0, 1])
+    for count, step_size in ((1, 0.1), (4, 0.0625)):
+        found = masking._attack("pgd", count, "linf", 10, (0.0, 1.0))(f, x, y, key, epsilon=jnp.asarray(0.1))
+        alike = attacks.pgd(f, x, y, key, epsilon=0.1, step_size=step_size, num_steps=count)
+        np.testing.assert_array_equal(found.x_adv, alike.x_adv)
+    l2 = masking._attack("noise", 1, "l2", 10, (0.0, 1.0))
+    just = lambda size: lambda x: jnp.stack([x[:, 0] * 0, jnp.linalg.norm(x - 0.5, axis=1) - size], axis=1)
+    assert l2(just(0.0999), x, jnp.zeros(4, int), key, epsilon=jnp.asarray(0.1)).success.all()
+    assert not l2(just(0.1001), x, jnp.zeros(4, int), key, epsilon=jnp.asarray(0.1)).success.any()
+
+
 def test_linearised_margin_of_a_linear_model_is_exact(key):
     w = jax.random.normal(key, (4, 6))
     f = lambda x: x.reshape(len(x), -1) @ w.T
