@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jacreg_jax import attacks
@@ -15,8 +16,8 @@ from jacreg_jax.attacks.ball import project
 from tests.conftest import mlp, mlp_params
 from tests.test_attacks_strong import box_active_distance
 
-apgd, auto_attack, square = (
-    importlib.import_module(f"jacreg_jax.attacks.{n}") for n in ("apgd", "auto_attack", "square")
+apgd, auto_attack, carlini_wagner, square = (
+    importlib.import_module(f"jacreg_jax.attacks.{n}") for n in ("apgd", "auto_attack", "carlini_wagner", "square")
 )
 
 
@@ -156,6 +157,70 @@ def test_apgd_halves_its_step_and_goes_back(key):
     np.testing.assert_array_equal(after.was_reduced, [True, False, False, True])
     np.testing.assert_array_equal(after.rises, 0)
     np.testing.assert_array_equal(after.loss_checked, state.loss_best)
+
+
+def test_adam_is_that_of_optax(key):
+    """Three updates of the attack's own Adam."""
+    ours, theirs = carlini_wagner._Adam(0.1, 1e-6), optax.adam(0.1, eps=1e-6)
+    zero = jnp.zeros((2, 3))
+    moments, state = carlini_wagner._Moments(zero, zero, jnp.zeros((), jnp.int32)), theirs.init(zero)
+    for gradient in jax.random.normal(key, (3, 2, 3)):
+        update, moments = ours.update(gradient, moments)
+        expected, state = theirs.update(gradient, state)
+        np.testing.assert_allclose(update, expected, rtol=1e-5)
+
+
+def test_carlini_wagner_searches_its_constant(monkeypatch, key):
+    """Ten times as much until one fools, then bisection; the last of ten is the smallest that fooled."""
+    limits, seen = np.array([0.005, 0.3, 7.0, np.inf]), []
+
+    def descend(problem, adam, const, num_steps, first, best):
+        jax.debug.callback(lambda c: seen.append(np.array(c)), const, ordered=True)
+        return best, const >= jnp.asarray(limits, const.dtype)
+
+    monkeypatch.setattr(carlini_wagner, "_descend", descend)
+    f = threshold(0.5, 1.37)  # not yet compiled by another test
+    attacks.carlini_wagner(f, jnp.full((4, 1), 0.6), jnp.zeros(4, int), num_steps=1, initial_const=0.01)
+    jax.effects_barrier()
+    for i, limit in enumerate(limits):
+        const, lower, upper, expected = 0.01, 0.0, 1e10, []
+        for k in range(10):
+            expected.append(upper if k == 9 else const)
+            upper = min(upper, expected[-1]) if expected[-1] >= limit else upper
+            lower = lower if expected[-1] >= limit else max(lower, expected[-1])
+            const = (lower + upper) / 2 if upper < 1e9 else 10 * const
+        np.testing.assert_allclose(np.array(seen)[:, i], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_fab_step_by_hand(norm, key):
+    """Croce, Hein (2019), in a box that is far away: projections onto planes in closed form, three steps a target."""
+    params = mlp_params(key, (4, 8, 3))
+    f = lambda x: 3 * mlp(params, x)
+    x = jax.random.normal(jax.random.fold_in(key, 1), (5, 4))
+    y = jnp.argmax(f(x), 1)
+    found = attacks.fab(f, x, y, norm=norm, num_steps=3, alpha_max=0.3, beta=0.8, bounds=(-50.0, 50.0))
+    length = lambda d: float(jnp.linalg.norm(d) if norm == "l2" else jnp.abs(d).max())
+
+    def onto(u, w, offset):
+        v = w if norm == "l2" else jnp.sign(w)
+        return -(w @ u - offset) / (w @ v) * v
+
+    for image, label, distance in zip(x, y, found.distance, strict=True):
+        best = np.inf
+        for target in jnp.argsort(f(image[None])[0])[::-1][1:]:
+            lead = lambda u, t=target, c=label: f(u[None])[0, t] - f(u[None])[0, c]
+            u = image
+            for _ in range(3):
+                w = jax.grad(lead)(u)
+                offset = w @ u - lead(u)
+                here, there = onto(u, w, offset), onto(image, w, offset)
+                alpha = min(max(length(here), 1e-8) / (max(length(here), 1e-8) + max(length(there), 1e-8)), 0.3)
+                u = (1 - alpha) * (u + 1.05 * here) + alpha * (image + 1.05 * there)
+                if int(jnp.argmax(f(u[None])[0])) != int(label):
+                    best = min(best, length(u - image))
+                    u = image + 0.8 * (u - image)
+        assert distance == pytest.approx(best, rel=1e-3)
 
 
 def test_projection_by_hand():

@@ -32,6 +32,29 @@ def test_smoothing_of_a_half_space(key):
     np.testing.assert_allclose(result.radius[sure], 0.5 * norm.ppf(result.probability[sure]), rtol=1e-6)
 
 
+def test_smoothing_of_one_class_by_hand(key):
+    """All n draws hit: Clopper and Pearson's bound is alpha^(1 / n); 250 draws are three chunks of 100."""
+    found = certify.certify_smoothed(
+        lambda x: 0 * x + jnp.array([[1.0, 0.0]]), jnp.zeros((3, 2)), key, sigma=0.5, num_samples=250, alpha=0.01
+    )
+    np.testing.assert_array_equal(found.prediction, 0)
+    np.testing.assert_allclose(found.probability, 0.01 ** (1 / 300), rtol=1e-6)
+    np.testing.assert_allclose(found.radius, 0.5 * norm.ppf(0.01 ** (1 / 300)), rtol=1e-6)
+
+
+def test_interval_radius_by_hand():
+    """Class 0 above 0.5: the pixel's distance to it, within the rounding of the logits; the box ends at 1."""
+    f = lambda x: jnp.concatenate([x, 1 - x], axis=1)
+    x = jnp.array([[0.7], [0.95], [0.5], [0.3]])
+    found = certify.interval_radius(f, x, jnp.zeros(4, int))
+    np.testing.assert_allclose(found, [0.2, 0.45, 0, 0], atol=3e-5)
+    np.testing.assert_allclose(
+        certify.interval_radius(f, x, jnp.zeros(4, int), largest=0.1), [0.1, 0.1, 0, 0], atol=1e-6
+    )
+    f = lambda x: jnp.concatenate([x, 0.4 - 3 * jax.nn.relu(x - 1)], axis=1)
+    assert certify.interval_radius(f, jnp.array([[0.95]]), jnp.zeros(1, int))[0] == pytest.approx(0.55, abs=3e-5)
+
+
 def test_counts_do_not_depend_on_the_batch(key):
     x = jax.random.normal(key, (6, 4))
     f = lambda x: x @ jnp.eye(4)
