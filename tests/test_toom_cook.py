@@ -19,7 +19,7 @@ from jacreg_jax.convolution.tiles import Tiles
 from jacreg_jax.convolution.toom_cook import transforms
 
 SAME, VALID = ((1, 1), (1, 1)), ((0, 0), (0, 0))
-# (H, W), side of the kernel, padding
+# (H, W), side of the kernel, padding; stride 1
 GEOMETRIES = {
     "whole tiles": ((10, 6), 3, VALID),
     "one ragged tile": ((4, 4), 3, SAME),
@@ -64,13 +64,19 @@ def test_transposes(name, n, x64):
         np.testing.assert_allclose(jnp.vdot(forth(x), spread), jnp.vdot(x, back(spread)), rtol=1e-11)
 
 
-@pytest.fixture(params=GEOMETRIES, ids=lambda name: name.replace(" ", "_"))
+STRIDED = {
+    "5x5 of stride 2": Geometry((9, 12), (5, 5), (2, 2), ((2, 2), (2, 1))),
+    "6x6 of stride 2": Geometry((13, 15), (6, 6), (2, 2), ((-1, 3), (0, 0))),
+}
+
+
+@pytest.fixture(params=[*GEOMETRIES, *STRIDED], ids=lambda name: name.replace(" ", "_"))
 def case(request, x64):
     """(ours, lax's, x, w), the arrays float64; ours casts to float32."""
-    geometry, rng = geometry_of(request.param), np.random.default_rng(0)
+    geometry, rng = STRIDED.get(request.param) or geometry_of(request.param), np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=(2, *geometry.input, 32)))
     w = jnp.asarray(rng.normal(size=(*geometry.kernel, 32, 33)) / (6 * geometry.kernel[0]))
-    call = lambda f: lambda x, w: f(x, w, (1, 1), geometry.padding, dimension_numbers=NHWC)
+    call = lambda f: lambda x, w: f(x, w, geometry.strides, geometry.padding, dimension_numbers=NHWC)
     return call(conv_general_dilated), call(lax.conv_general_dilated), x, w
 
 
