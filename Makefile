@@ -42,8 +42,9 @@ mutants: .venv/.done  ## break the library in 300 places, one at a time: does a 
 	$(BIN)/python -m tests.mutants confirm
 	$(BIN)/python -m tests.mutants page
 
-bench: .venv/.peers  ## what a step costs beside PyTorch, and an attack beside foolbox and pyautoattack: about 15 minutes
+bench: .venv/.peers  ## what a step costs beside PyTorch, on all cores and on one, and an attack beside its peers: under 20 minutes
 	$(BIN)/python -m experiments.benchmarks
+	$(BIN)/python -m experiments.benchmarks --one-core
 
 report: .venv/.done  ## tables and pages from the committed results; trains nothing
 	$(BIN)/python -m experiments.report

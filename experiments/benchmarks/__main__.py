@@ -9,72 +9,91 @@ from tqdm import tqdm
 
 from experiments import RESULTS
 from experiments.benchmarks import attack_cost, page, step_cost
-from experiments.benchmarks.step_cost import VARIANTS, jax_case, scan_case, torch_case
+from experiments.benchmarks.step_cost import jax_case, scan_case, torch_case
 from experiments.benchmarks.torch_worker import Worker
 from experiments.lab import record, stopping
 from jacreg_jax import host_memory
+
+ALL = ("plain", "n = 1", "n = 3", "exact", "on a part, 1/4", "lazily, 4")
+# network -> what is timed; ResNet-18's exact norm takes minutes a step on CPU
+VARIANTS = {"lenet": ALL, "ddnet": ALL, "resnet18": tuple(v for v in ALL if v != "exact")}
+VARIANTS |= {"cnn": ("plain", "n = 1"), "vit": ("plain", "n = 1"), "critic": ("WGAN-GP",)}
+ONE_CORE = {"ddnet": ALL[:4], "resnet18": ALL[:2]}
+BATCH_SIZES = {"resnet18": 32, "vit": 32, "critic": 64}  # on CPU; 100 elsewhere
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What is timed and for how long; the defaults are those of the committed results."""
 
-    models: tuple[str, ...] = ("lenet", "ddnet", "resnet18")
-    variants: tuple[str, ...] = tuple(VARIANTS)
+    models: tuple[str, ...] = tuple(VARIANTS)
+    one_core: bool = False  # this process and PyTorch on one core: DDNet and ResNet-18
     rounds: int = 5
     seconds: float = 0.7  # of one measurement
     torch: bool = True
-    compiled_torch: bool = True
     attacks: bool = True  # with foolbox and pyautoattack beside them
-    lax: bool = True  # XLA's own convolutions, too
-    batch_size: int = 0  # 0: 100, and 32 for resnet18 on CPU
+    batch_size: int = 0  # 0: 100, and less for the large networks on CPU
     save: bool = True
 
 
 def cases_of(model: str, config: Config, worker: Worker | None):
-    """The cases of one model, with a progress line while they compile."""
+    """The cases of one network, with a progress line while they compile."""
     on_cpu = jax.default_backend() == "cpu"
-    size = config.batch_size or (32 if model == "resnet18" and on_cpu else 100)
-    # ResNet-18's plain-lax second derivatives and exact norms take minutes a step on CPU
-    is_small = model == "lenet" or not on_cpu
-    for variant in tqdm(config.variants, desc=f"compile {model}", leave=False):
-        is_exact = VARIANTS[variant].get("num_projections") == "exact"
-        if model == "resnet18" and is_exact and on_cpu:
-            continue
+    size = config.batch_size or (BATCH_SIZES.get(model, 100) if on_cpu else 100)
+    is_small = model in ("lenet", "cnn", "critic") or not on_cpu
+    for variant in tqdm((ONE_CORE if config.one_core else VARIANTS)[model], desc=f"compile {model}", leave=False):
         yield jax_case(model, variant, size)
-        if variant in ("plain", "n = 1") and model != "resnet18":
-            yield scan_case(model, variant, size, 100 if is_small else 8)
-        if config.lax and on_cpu and variant in ("plain", "n = 1") and (is_small or variant == "plain"):
-            yield jax_case(model, variant, size, plain_lax=True)
         if worker:
             yield torch_case(worker, model, variant, size)
-            if config.compiled_torch and variant == "plain":
-                yield torch_case(worker, model, variant, size, compiled=True)
+        if config.one_core or model == "vit":
+            continue
+        if variant in ("plain", "n = 1") and model in ("lenet", "ddnet"):
+            yield scan_case(model, variant, size, 100 if model == "lenet" else 8)
+        # XLA's own second derivatives of a large network take minutes
+        if on_cpu and variant in ("plain", "n = 1", "WGAN-GP") and (is_small or variant == "plain"):
+            yield jax_case(model, variant, size, plain_lax=True)
+        if worker and variant == "plain" and model in ("lenet", "ddnet", "resnet18"):
+            yield torch_case(worker, model, variant, size, compiled=True)
 
 
 def main(config: Config):
-    """Time every model in turn, then the attacks; print tables, write results/benchmark_NAME_BACKEND.json."""
+    """Time every network in turn, then the attacks; print tables, write results/benchmark_NAME_BACKEND.json."""
+    if config.one_core:
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     host_memory.keep_freed_memory()
-    worker = Worker(os.cpu_count()) if config.torch else None
-    for model in config.models:
+    worker = Worker(len(os.sched_getaffinity(0))) if config.torch else None
+    for model in (m for m in config.models if not config.one_core or m in ONE_CORE):
         cases = list(cases_of(model, config, worker))
         bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False)
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
         rows = [case.row() for case in cases]
         print(page.step_table(rows), flush=True)
         write(model, rows, config)
-    if config.attacks and worker:
+    if config.attacks and worker and not config.one_core:
         rows = attack_cost.measure(worker)
         print(page.attack_table(rows))
         write("attacks", rows, config)
 
 
 def write(name: str, rows: list[dict], config: Config):
-    """One file a model: its ratios are of one run."""
+    """One file a network: its ratios are of one run."""
     if config.save:
-        settings = {"config": dataclasses.asdict(config), "environment": record.environment()}
-        path = RESULTS / f"benchmark_{name}_{jax.default_backend()}.json"
-        record.write_json(path, settings | {"rows": rows})
+        place = jax.default_backend() + ("_one_core" if config.one_core else "")
+        settings = {"config": dataclasses.asdict(config), "environment": record.environment(), "machine": machine()}
+        record.write_json(RESULTS / f"benchmark_{name}_{place}.json", settings | {"rows": rows})
+
+
+def machine() -> str:
+    """The processor's name, the cores this process may use, and whether it has AVX-512."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            lines = dict(line.split(":", 1) for line in file if ":" in line)
+    except OSError:
+        return "unknown"
+    facts = {name.strip(): value.strip() for name, value in lines.items()}
+    cores = len(os.sched_getaffinity(0))
+    wide = ", AVX-512" if "avx512f" in facts.get("flags", "") else ""
+    return f"{facts.get('model name', 'unknown')}, {cores} core{'s' if cores > 1 else ''}{wide}"
 
 
 if __name__ == "__main__":

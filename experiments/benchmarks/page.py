@@ -2,84 +2,77 @@
 
 from experiments.page import results
 
-# measure, (model, variant, framework) over (model, variant, framework), bar, whether larger is better
-BARS = (
-    ("LeNet' plain, torch / ours", ("lenet", "plain", "torch"), ("lenet", "plain", "jacreg_jax"), 1.3, True),
-    ("LeNet' n = 1, torch / ours", ("lenet", "n = 1", "torch"), ("lenet", "n = 1", "jacreg_jax"), 2.0, True),
-    ("LeNet' exact, torch / ours", ("lenet", "exact", "torch"), ("lenet", "exact", "jacreg_jax"), 1.5, True),
-    ("DDNet plain, torch / ours", ("ddnet", "plain", "torch"), ("ddnet", "plain", "jacreg_jax"), 0.7, True),
-    ("DDNet n = 1, torch / ours", ("ddnet", "n = 1", "torch"), ("ddnet", "n = 1", "jacreg_jax"), 0.8, True),
-    ("ResNet-18 n = 1, torch / ours", ("resnet18", "n = 1", "torch"), ("resnet18", "n = 1", "jacreg_jax"), 0.7, True),
-    ("LeNet' n = 1 / plain", ("lenet", "n = 1", "jacreg_jax"), ("lenet", "plain", "jacreg_jax"), 2.2, False),
-    ("DDNet n = 1 / plain", ("ddnet", "n = 1", "jacreg_jax"), ("ddnet", "plain", "jacreg_jax"), 2.2, False),
-    (
-        "LeNet' sample_fraction 1/4 / plain",
-        ("lenet", "sample_fraction 1/4", "jacreg_jax"),
-        ("lenet", "plain", "jacreg_jax"),
-        1.4,
-        False,
-    ),
-    (
-        "DDNet sample_fraction 1/4 / plain",
-        ("ddnet", "sample_fraction 1/4", "jacreg_jax"),
-        ("ddnet", "plain", "jacreg_jax"),
-        1.4,
-        False,
-    ),
-    (
-        "scan of 100 steps / 100 calls, LeNet' plain",
-        ("lenet", "plain", "jacreg_jax, scan of 100"),
-        ("lenet", "plain", "jacreg_jax"),
-        1.05,
-        False,
-    ),
-    (
-        "scan of 100 steps / 100 calls, LeNet' n = 1",
-        ("lenet", "n = 1", "jacreg_jax, scan of 100"),
-        ("lenet", "n = 1", "jacreg_jax"),
-        1.05,
-        False,
-    ),
-)
+TITLES = {"lenet": "LeNet'", "ddnet": "DDNet", "resnet18": "ResNet-18", "cnn": "a user's CNN"}
+# network -> torch / ours by variant, on two cores and on one
+TORCH = {"lenet": {"plain": 1.7, "n = 1": 2.5, "n = 3": 2.4, "exact": 2.3}}
+TORCH |= {"ddnet": {"plain": 1.2, "n = 1": 1.4, "n = 3": 1.7, "exact": 1.8}, "resnet18": {"plain": 1.0, "n = 1": 1.25}}
+TORCH_ONE_CORE = {"ddnet": {"plain": 1.6, "n = 1": 1.8, "n = 3": 2.2, "exact": 2.4}}
+TORCH_ONE_CORE |= {"resnet18": {"plain": 1.2, "n = 1": 1.6}}
+OVER_PLAIN = {"n = 1": 2.2, "on a part, 1/4": 1.4}
+LAX, SCAN = "jax, lax convolutions", "jacreg_jax, scan of 100"
 
 
 def bars() -> str:
     """The goals set beforehand, what was measured, and whether it holds."""
-    found = [benchmark_result(model) for model in ("lenet", "ddnet", "resnet18")]
-    rows = {(r["model"], r["variant"], r["framework"]): r for result in found if result for r in result["rows"]}
-    lines = []
-    for label, above, below, bar, larger in BARS:
-        if above not in rows or below not in rows:
-            lines.append([label, "", "not run", ""])
-            continue
-        ratio = rows[above]["ms"] / rows[below]["ms"]
-        met = ratio >= bar if larger else ratio <= bar
-        lines.append([label, f"{'>=' if larger else '<='} {bar:g}", f"{ratio:.2f}", "yes" if met else "no"])
-    exact, plain = (rows["lenet", variant, "jacreg_jax"]["temporary_bytes"] for variant in ("exact", "plain"))
-    lines.append(
-        [
-            "LeNet' exact / plain, temporary memory",
-            "<= 4",
-            f"{exact / plain:.2f}",
-            "yes" if exact <= 4 * plain else "no",
-        ]
-    )
+    lines = [
+        line for place, goals in (("cpu", TORCH), ("cpu_one_core", TORCH_ONE_CORE)) for line in _torch(place, goals)
+    ]
+    for model in TORCH:
+        for variant, bar in OVER_PLAIN.items():
+            label = f"{TITLES[model]} {variant} / plain"
+            lines.append(
+                _line(label, _times(model, "cpu"), (variant, "jacreg_jax"), ("plain", "jacreg_jax"), bar, False)
+            )
+    label, times = "a user's CNN n = 1, XLA's convolution / ours", _times("cnn", "cpu")
+    lines.append(_line(label, times, ("n = 1", LAX), ("n = 1", own), 3.0, True))
+    for variant in ("plain", "n = 1"):
+        label = f"LeNet' {variant}, 100 steps in a scan / in 100 calls"
+        lines.append(_line(label, _times("lenet", "cpu"), (variant, SCAN), (variant, own), 1.05, False))
+    memory = _times("lenet", "cpu", "temporary_bytes")
+    label = "LeNet' exact / plain, temporary memory"
+    lines.append(_line(label, memory, ("exact", own), ("plain", own), 4.0, False))
     return results.table(["measure", "goal", "measured", "met"], lines)
 
 
+def _torch(place: str, goals: dict) -> list[list[str]]:
+    cores, lines = "one core: " if place.endswith("one_core") else "", []
+    for model, of_variant in goals.items():
+        times = _times(model, place)
+        for variant, bar in of_variant.items():
+            label = f"{cores}{TITLES[model]} {variant}, torch / ours"
+            lines.append(_line(label, times, (variant, "torch"), (variant, "jacreg_jax"), bar, True))
+    return lines
+
+
+def _times(model: str, place: str, field: str = "ms") -> dict:
+    """(variant, framework) -> milliseconds a step, or bytes."""
+    found = results.read(f"benchmark_{model}_{place}")
+    return {(r["variant"], r["framework"]): r[field] for r in found["rows"]} if found else {}
+
+
+def _line(label: str, values: dict, above: tuple, below: tuple, bar: float, larger: bool) -> list[str]:
+    """A ratio beside its goal."""
+    goal = f"{'>=' if larger else '<='} {bar:g}"
+    if above not in values or below not in values:
+        return [label, goal, "not run", ""]
+    ratio = values[above] / values[below]
+    return [label, goal, f"{ratio:.2f}", "yes" if (ratio >= bar if larger else ratio <= bar) else "no"]
+
+
 def benchmark() -> str:
-    """Every row of the step benchmark and of the attack benchmark."""
+    """Every row of the step benchmark, on all cores and on one, and of the attack benchmark."""
+    names = dict.fromkeys(("lenet_cpu", "ddnet_cpu", "resnet18_cpu", "cnn_cpu", "vit_cpu", "critic_cpu"), step_table)
+    names |= dict.fromkeys(("ddnet_cpu_one_core", "resnet18_cpu_one_core"), step_table) | {"attacks_cpu": attack_table}
     parts = []
-    tables = dict.fromkeys(("lenet", "ddnet", "resnet18"), step_table) | {"attacks": attack_table}
-    for name, table in tables.items():
-        result = benchmark_result(name)
+    for name, table in names.items():
+        result = results.read(f"benchmark_{name}")
         if result is None:
             parts.append(f"{name}: not run")
             continue
-        environment = result["environment"]
-        where = f"{name}: {environment['devices'][0]}, jax {environment['jax']}, {result['config']['rounds']} rounds."
-        parts += [where + " " + result.get("note", ""), table(result["rows"])]
-    return "\n\n".join(part.strip() for part in parts)
+        where = result.get("machine") or result["environment"]["devices"][0]
+        parts.append(f"{where}; jax {result['environment']['jax']}, {result['config']['rounds']} rounds.")
+        parts.append(table(result["rows"]))
+    return "\n\n".join(parts)
 
 
 def step_table(rows: list[dict]) -> str:

@@ -11,22 +11,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from experiments.benchmarks.networks import CNN, Critic, ViT, wgan_gp
 from experiments.benchmarks.torch_worker import Worker
 from jacreg_jax import penalties, training
 from jacreg_jax.models import DDNet, LeNet, ResNet18, initialize, train_mode
 from jacreg_jax.pooled_convolution import lax_conv_max_pool
 
-MODELS = {"lenet": LeNet, "ddnet": DDNet, "resnet18": ResNet18}
+MODELS = {"lenet": LeNet, "ddnet": DDNet, "resnet18": ResNet18, "cnn": CNN, "critic": Critic, "vit": ViT}
 _XLA_OWN = {"conv_general_dilated": jax.lax.conv_general_dilated, "max_pool": nn.max_pool}
+_XLA_CONV = {"conv_general_dilated": jax.lax.conv_general_dilated}
 PLAIN_LAX = {"lenet": {"conv_max_pool": lax_conv_max_pool}, "ddnet": _XLA_OWN, "resnet18": _XLA_OWN}
+PLAIN_LAX |= {"cnn": _XLA_CONV, "critic": _XLA_CONV, "vit": {}}
 SHAPES = {"lenet": (28, 28, 1), "ddnet": (32, 32, 3), "resnet18": (32, 32, 3)}
+SHAPES |= {"cnn": (28, 28, 1), "critic": (32, 32, 3), "vit": (32, 32, 3)}
 VARIANTS = {
     "plain": {},
     "n = 1": {"num_projections": 1},
     "n = 3": {"num_projections": 3},
     "exact": {"num_projections": "exact"},
-    "sample_fraction 1/4": {"num_projections": 1, "sample_fraction": 0.25},
-    "lazy 4": {"num_projections": 1, "lazy": 4},
+    "on a part, 1/4": {"num_projections": 1, "sample_fraction": 0.25},
+    "lazily, 4": {"num_projections": 1, "lazy": 4},
+    "WGAN-GP": {},  # the critic's gradient penalty
 }
 
 
@@ -59,6 +64,8 @@ def batch_for(model: str, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def loss_of(module, variant: str):
     """The library's loss of a variant."""
+    if variant == "WGAN-GP":
+        return wgan_gp(train_mode(module))
     options = VARIANTS[variant]
     n, share, period = (options.get(k, d) for k, d in (("num_projections", 1), ("sample_fraction", 1), ("lazy", 1)))
     penalty = penalties.exact() if n == "exact" else penalties.projected(n)

@@ -57,7 +57,64 @@ def resnet18() -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))
 
 
-MODELS = {"lenet": lenet, "ddnet": ddnet, "resnet18": resnet18}
+def cnn() -> nn.Module:
+    """The network of flax's first tutorial, [B, 1, 28, 28]."""
+    convolutions = []
+    for inputs, outputs in ((1, 32), (32, 64)):
+        convolutions += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2)]
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(3136, 256), nn.ReLU(), nn.Linear(256, 10))
+
+
+def critic() -> nn.Module:
+    """The critic of WGAN-GP, [B, 3, 32, 32]."""
+    layers = []
+    for inputs, outputs in ((3, 64), (64, 128), (128, 256)):
+        layers += [nn.Conv2d(inputs, outputs, 5, 2, 2), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(4096, 1))
+
+
+class Attention(nn.Module):
+    """Softmax attention of all heads; `scaled_dot_product_attention` has no double backward on CPU."""
+
+    def __init__(self, channels, heads):
+        super().__init__()
+        self.heads, self.split, self.join = heads, nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+
+    def forward(self, x):
+        """[B, T, D] -> [B, T, D]."""
+        batch, tokens, channels = x.shape
+        q, k, v = self.split(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5, dim=-1)
+        return self.join((weights @ v).transpose(1, 2).reshape(batch, tokens, channels))
+
+
+class ViT(nn.Module):
+    """A vision transformer for [B, 3, 32, 32]: patches of 4x4, 128 channels, 4 blocks, 4 heads."""
+
+    def __init__(self, channels=128, depth=4, heads=4):
+        super().__init__()
+        self.embed, self.positions = nn.Linear(48, channels), nn.Parameter(0.02 * torch.randn(64, channels))
+        norms = lambda count: nn.ModuleList(nn.LayerNorm(channels) for _ in range(count))
+        self.norms, self.attentions = (
+            norms(2 * depth + 1),
+            nn.ModuleList(Attention(channels, heads) for _ in range(depth)),
+        )
+        wide = lambda: nn.Sequential(
+            nn.Linear(channels, 4 * channels), nn.GELU(approximate="tanh"), nn.Linear(4 * channels, channels)
+        )
+        self.wide, self.head = nn.ModuleList(wide() for _ in range(depth)), nn.Linear(channels, 10)
+
+    def forward(self, x):
+        """Logits [B, 10]."""
+        x = x.reshape(len(x), 3, 8, 4, 8, 4).permute(0, 2, 4, 3, 5, 1).reshape(len(x), 64, 48)
+        x = self.embed(x) + self.positions
+        for i, (attention, wide) in enumerate(zip(self.attentions, self.wide, strict=True)):
+            x = x + attention(self.norms[2 * i](x))
+            x = x + wide(self.norms[2 * i + 1](x))
+        return self.head(self.norms[-1](x).mean(dim=1))
+
+
+MODELS = {"lenet": lenet, "ddnet": ddnet, "resnet18": resnet18, "cnn": cnn, "critic": critic, "vit": ViT}
 
 
 def jacobian_penalty(x, z, num_projections) -> torch.Tensor:
@@ -76,6 +133,24 @@ def jacobian_penalty(x, z, num_projections) -> torch.Tensor:
         (jv,) = torch.autograd.grad(z, x, v, create_graph=True)
         total = total + (1 if exact else classes / n) * (jv**2).sum() / len(x)
     return total
+
+
+def make_critic_step(model: nn.Module, weight: float = 10.0):
+    """step(x, y): one SGD step with momentum on the critic's loss of WGAN-GP; y is not read."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def step(x, y):
+        fake, u = 0.5 * x.flip(0), torch.rand(len(x), 1, 1, 1, device=x.device)
+        between = (u * x + (1 - u) * fake).requires_grad_()
+        (slopes,) = torch.autograd.grad(model(between).sum(), between, create_graph=True)
+        norms = slopes.flatten(1).norm(dim=1)
+        loss = model(fake).mean() - model(x).mean() + weight * ((norms - 1) ** 2).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
 
 
 def make_step(model: nn.Module, penalty: dict, *, compiled: bool = False):

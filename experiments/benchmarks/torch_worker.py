@@ -1,4 +1,4 @@
-"""PyTorch in a process of its own, as its users run it: no setting of ours reaches it, and no thread of it ours."""
+"""PyTorch in a process of its own, with the memory that it frees kept as ours is: no thread of it meets one of ours."""
 
 import multiprocessing
 
@@ -33,6 +33,9 @@ def _serve(pipe, threads: int):
 
     import torch
 
+    from jacreg_jax import host_memory
+
+    host_memory.keep_freed_memory()  # as our side does
     torch.set_num_threads(threads)
     steps = []
     while True:
@@ -83,7 +86,11 @@ def _make_step(model, penalty, compiled, device, image, label):
     from experiments.benchmarks import torch_twin
 
     x, y = torch.from_numpy(image).to(device), torch.from_numpy(label).to(device)
-    step = torch_twin.make_step(torch_twin.MODELS[model]().to(device), penalty, compiled=compiled)
+    module = torch_twin.MODELS[model]().to(device)
+    is_critic = model == "critic"
+    step = (
+        torch_twin.make_critic_step(module) if is_critic else torch_twin.make_step(module, penalty, compiled=compiled)
+    )
 
     def run(count):
         for _ in range(count):
