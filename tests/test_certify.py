@@ -53,6 +53,9 @@ def test_interval_radius_by_hand():
     )
     f = lambda x: jnp.concatenate([x, 0.4 - 3 * jax.nn.relu(x - 1)], axis=1)
     assert certify.interval_radius(f, jnp.array([[0.95]]), jnp.zeros(1, int))[0] == pytest.approx(0.55, abs=3e-5)
+    # rounding: 1e-5 of the largest logit must remain, here 0.1 = 2 (0.7 - 0.5) - 2 * 0.15
+    f = lambda x: jnp.concatenate([x, 1 - x, 0 * x - 1e4], axis=1)
+    assert certify.interval_radius(f, jnp.array([[0.7]]), jnp.zeros(1, int))[0] == pytest.approx(0.15, abs=1e-4)
 
 
 def test_counts_do_not_depend_on_the_batch(key):
