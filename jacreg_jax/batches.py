@@ -33,7 +33,7 @@ def map_batches(
         Pytree of numpy arrays [N, ...].
 
     Raises:
-        TypeError: what has no length; fn or f cannot be called.
+        TypeError: what has no length, or is traced; fn or f cannot be called.
         ValueError: no samples, arrays of different lengths, or batch_size below 1; what fn raises for such values.
 
     Example:
@@ -46,6 +46,7 @@ def map_batches(
     for name, a in every.items():
         if not hasattr(a, "shape") or len(a.shape) == 0:
             raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
+    checks.on_host(**every)
     lengths = [len(a) for a in every.values()]
     if len(set(lengths)) != 1 or lengths[0] == 0:
         *first, last = every

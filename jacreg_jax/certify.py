@@ -11,6 +11,7 @@ from jacreg_jax import checks, programs
 from jacreg_jax.batches import Progress
 from jacreg_jax.intervals import Interval as Interval, interval_bounds as interval_bounds
 from jacreg_jax.keys import sample_keys
+from jacreg_jax.manual_axes import varying
 from jacreg_jax.predictions import predicted_class
 from jacreg_jax.types import Array, Counter, Function
 
@@ -72,7 +73,7 @@ def _counts(f: Function, x: Array, keys: Array, sigma: ArrayLike, *, num_samples
         predicted = predicted_class(f(noisy.reshape(rows, *x.shape[1:]))).reshape(len(x), chunk_size)
         return counts + jax.nn.one_hot(predicted, classes, dtype=jnp.int32).sum(1, dtype=jnp.int32), None
 
-    start = jnp.zeros((len(x), classes), jnp.int32)
+    start = varying(jnp.zeros((len(x), classes), jnp.int32), x, keys)
     return jax.lax.scan(draw, start, jnp.arange(-(-num_samples // chunk_size), dtype=jnp.int32))[0]
 
 
@@ -123,6 +124,7 @@ def certify_smoothed(
     from scipy.stats import beta, norm
 
     checks.function("f", f)
+    checks.on_host(x=x, key=key, sigma=sigma)
     x = checks.inputs(x)
     if not np.isfinite(np.asarray(x, np.float64)).all():
         raise ValueError("x must be finite, got NaN or infinite pixels")

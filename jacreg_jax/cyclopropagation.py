@@ -23,6 +23,7 @@ import jax.numpy as jnp
 
 from jacreg_jax import checks, deprecation
 from jacreg_jax.probes import Probe, sample_probes
+from jacreg_jax.rows import at_least_float32
 from jacreg_jax.types import Array, Float
 
 ElementWise: TypeAlias = Callable[[Array], Array]
@@ -123,7 +124,8 @@ def penalty_and_grad(
         chunk_size: probes handled at once, each of which holds one activation of every layer; None: all.
 
     Returns:
-        (penalty, gradient): a scalar and a list like params. The loss takes (lambda_jr / 2) of both.
+        (penalty, gradient): a scalar, at least in float32, and a list like params. The loss takes
+            (lambda_jr / 2) of both.
 
     Raises:
         TypeError: key is not a typed key where num_projections is given.
@@ -139,6 +141,8 @@ def penalty_and_grad(
     """
     _check(params, x, activation=activation, last=last)
     checks.optional_count("chunk_size", chunk_size)
+    given = params
+    params, x = jax.tree.map(_wide, (list(map(tuple, params)), x))  # sums in half precision would round
     layers = _activations(params, activation, last)
     inputs, firsts, seconds = [], [], []
     z = x
@@ -163,7 +167,8 @@ def penalty_and_grad(
     # the sweeps give the gradient of half the penalty
     scale_gradient = lambda g: 2 * scale / batch * g
     gradient = [(q.T @ z + o, q.sum(0)) for q, z, o in zip(qs, inputs, outer, strict=True)]
-    return scale * penalty / batch, jax.tree.map(scale_gradient, gradient)
+    as_given = lambda g, leaf: scale_gradient(g).astype(leaf.dtype)
+    return scale * penalty / batch, jax.tree.map(as_given, gradient, list(map(tuple, given)))
 
 
 def cyclopropagated_penalty(
@@ -215,8 +220,12 @@ def cyclopropagated_penalty(
     def penalty(params: Any, x: Any, key: Any) -> Any:
         return both(params, x, key)[0]
 
-    penalty.defvjp(both, lambda gradient, ct: (jax.tree.map(lambda g: ct * g, gradient), None, None))
+    penalty.defvjp(both, lambda gradient, ct: (jax.tree.map(lambda g: (ct * g).astype(g.dtype), gradient), None, None))
     return penalty(list(map(tuple, params)), x, key)
+
+
+def _wide(leaf: Array) -> Array:
+    return leaf.astype(at_least_float32(leaf.dtype))
 
 
 def _sweeps(weights: list[Array], firsts: list[Array], probes: Array, chunk_size: int) -> Any:

@@ -227,6 +227,7 @@ def _correct(f: Function, x: Array, y: Array) -> Array:
 
 def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
     """Arrays x and y, and a key for each sample."""
+    checks.on_host(x=x, y=y, key=key)
     for name, a in (("x", x), ("y", y)):
         if not hasattr(a, "shape") or len(a.shape) == 0:
             raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")

@@ -149,6 +149,7 @@ def checks(
         >>> found["zero gradient"].passed
         True
     """
+    values.on_host(x=x, y=y, key=key, epsilon=epsilon)
     x = values.inputs(x)
     values.one_of("norm", norm, NORMS)
     values.positive("epsilon", epsilon)

@@ -107,6 +107,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """
     check_mesh(mesh)
     sharding = NamedSharding(mesh, P(AXIS))
+    checks.on_host(batch=batch)
     check_batch(batch, shares=len(mesh.local_devices))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 

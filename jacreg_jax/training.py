@@ -209,6 +209,7 @@ def check_finite(metrics: dict[str, Any], last_step: int) -> None:
     if not isinstance(metrics, Mapping) or not {"loss", "grad_norm"} <= metrics.keys():
         got = sorted(metrics) if isinstance(metrics, Mapping) else type(metrics).__name__
         raise ValueError(f"metrics must be those of a train step, loss and grad_norm among them, got {got}")
+    checks.on_host(metrics=metrics)
     last_step = checks.count("last_step", last_step, least=0)
     finite = np.atleast_1d(np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"]))
     if not finite.all():

@@ -920,6 +920,27 @@ for _name, _spec in SPECS.items():  # every f is tried
         SPECS[_name] = _spec._replace(kinds={"f": "function"} | _spec.kinds)
 
 
+# loops on the host: the argument that is traced, by the name of the section
+HOST = {
+    "evaluation.accuracy": "x",
+    "evaluation.jacobian_norms": "x",
+    "evaluation.run_attack": "x",
+    "evaluation.worst_case": "x",
+    "evaluation.map_batches": "x",
+    "evaluation.fooling_curve": "distances",
+    "evaluation.robust_accuracy": "distances",
+    "evaluation.median_distance": "distances",
+    "evaluation.norm_summary": "norms",
+    "masking.zero_gradient_share": "x",
+    "masking.checks": "x",
+    "certify.certify_smoothed": "x",
+    "training.check_finite": "metrics",
+    "sharding.shard_batch": "batch",
+    "datasets.few_shot": "labels",
+}
+TRACED = "traced, under jax.jit"
+
+
 class Answer(NamedTuple):
     """What a wrong call met."""
 
@@ -936,6 +957,8 @@ def wrong_calls(name: str) -> Iterator[Answer]:
     for argument, kind in spec.kinds.items():
         for label, value in KINDS[kind].items():
             yield answer(name, argument, label, value)
+    if name in HOST:
+        yield answer(name, HOST[name], TRACED, spec.arguments[HOST[name]])
 
 
 def answer(name: str, argument: str, label: str, value: Any) -> Answer:
@@ -944,7 +967,11 @@ def answer(name: str, argument: str, label: str, value: Any) -> Answer:
     with warnings.catch_warnings(), contextlib.suppress(StopIteration):
         warnings.simplefilter("ignore")
         try:
-            jax.block_until_ready(spec.function(**spec.arguments | {argument: value}))
+            if label == TRACED:
+                value = jax.tree.map(jnp.asarray, value)
+                jax.jit(lambda value: jnp.zeros(len(spec.function(**spec.arguments | {argument: value}))))(value)
+            else:
+                jax.block_until_ready(spec.function(**spec.arguments | {argument: value}))
         except Exception as error:
             return Answer(name, argument, label, type(error).__name__, str(error))
     return Answer(name, argument, label, "", "accepted")
@@ -957,8 +984,10 @@ def page() -> str:
         "",
         "Made by `python -m tests.bad_input` from the calls in that file; `tests/test_bad_input.py` makes them again.",
         "Each function below is called with values that it must refuse. Each answer names the argument, what",
-        "came and what was expected. Values are looked at where they are concrete; `evaluation.run_attack`,",
-        "`worst_case`, `masking.checks` and the train steps look before they compile, and say the same words.",
+        "came and what was expected. Functions that loop on the host refuse traced values; all others can be",
+        "transformed by jit, vmap, grad, scan and shard_map. Values are looked at where they are concrete;",
+        "`evaluation.run_attack`, `worst_case`, `masking.checks` and the train steps look before they compile, and",
+        "say the same words.",
     ]
     for name in SPECS:
         lines += ["", f"## {name}", "", "| argument | value | answer |", "|---|---|---|"]

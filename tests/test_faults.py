@@ -1,16 +1,32 @@
 """What once gave wrong numbers in silence, against independent truth: jacrev, differences, closed forms, one device."""
 
 import dataclasses
+import inspect
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
+from flax import linen as nn, nnx
 
 import jacreg_jax as jr
-from jacreg_jax import interop, penalties, relatives, sharding, supervised, training
+from jacreg_jax import (
+    accumulation,
+    attacks,
+    certify,
+    cyclopropagation,
+    decision_cells,
+    evaluation,
+    interop,
+    models,
+    penalties,
+    relatives,
+    sharding,
+    supervised,
+    training,
+)
 from tests.conftest import mlp, mlp_params
 from tests.reference import frobenius_sq
 
@@ -271,7 +287,7 @@ def test_regression_and_multi_label(key):
     ("make", "more", "message"),
     [
         (supervised.classification_loss, {"weight": jnp.ones((4, 1))}, r"weight must have shape \(4,\)"),
-        (supervised.classification_loss, {"weight": jnp.ones(3)}, r"weight must have shape \(4,\)"),
+        (supervised.classification_loss, {"weight": jnp.ones(3)}, r"weight must have shape \(4,\)|'weight'.*: 3"),
         (supervised.classification_loss, {"weight": -jnp.ones(4)}, "weight must be at least 0"),
         (supervised.classification_loss, {"mask": jnp.ones(4)}, "mask marks tokens"),
         (supervised.classification_loss, {"mask": jnp.ones((4, 3))}, r"mask must have shape \(4,\)"),
@@ -313,7 +329,127 @@ def test_a_loss_is_a_value():
     assert plain.with_penalty_times(3) is plain
 
 
+@pytest.mark.parametrize("part_size", [5, 4, 3])
+def test_parts_of_a_batch_that_they_do_not_divide(key, part_size):
+    """11 samples in parts of nearly one size: loss, gradient, metrics and standard error are those of the whole."""
+    w, x = jax.random.normal(key, (6, 3)), jax.random.normal(key, (11, 6))
+    batch = {"image": x, "label": jnp.arange(11) % 3, "weight": jnp.linspace(0.5, 2, 11)}
+    apply = lambda p, s, x, k: (jnp.tanh(x @ p), {"mean": x.mean(0), "calls": s["calls"] + 1})
+    loss = training.classification_loss(apply, lambda_jr=0.3, penalty=penalties.exact())
+    state = state_of(w, key)._replace(model_state={"mean": jnp.zeros(6), "calls": jnp.zeros((), jnp.int32)})
+    keys = jax.random.split(key, 11)
+    found, right = (
+        jax.jit(jax.value_and_grad(loss, has_aux=True))(w, state, batch, keys)
+        for loss in (accumulation.in_parts(part_size, loss), loss)
+    )
+    assert jax.tree.structure(found) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(right), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_soft_labels_and_hard_ones_in_turn(key):
+    """The tests of one kind of batch are not those of another."""
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p, s))
+    step, x = training.make_train_step(loss, training.sgd(0.1), donate=False), np.ones((3, 6), np.float32)
+    hard, soft = np.array([0, 1, 2]), np.full((3, 3), 1 / 3, np.float32)
+    for label in (soft, hard, soft, hard):
+        step(state_of(jnp.ones((6, 3)), key), {"image": x, "label": label})
+    for label, words in ((2 * soft, "must be distributions"), (hard + 1, "got labels from 1 to 3")):
+        with pytest.raises(ValueError, match=words):
+            step(state_of(jnp.ones((6, 3)), key), {"image": x, "label": label})
+
+
+def test_shares_of_tokens(key):
+    """A mask of shares weighs the tokens, whatever they sum to; a sample without any has no loss."""
+    z, mask = jax.random.normal(key, (3, 2, 4)), np.array([[0.25, 0.25], [0.0, 0.125], [0.0, 0.0]])
+    losses, _ = supervised.cross_entropy(z, {"label": np.zeros((3, 2), int), "mask": mask})
+    each = -np.asarray(jax.nn.log_softmax(z))[..., 0]
+    np.testing.assert_allclose(losses, [each[0].mean(), each[1, 1], 0], rtol=1e-6)
+
+
 # penalties
+
+
+class Normalized(nnx.Module):
+    def __init__(self, rngs):
+        self.dense, self.norm = nnx.Linear(6, 4, rngs=rngs), nnx.BatchNorm(4, rngs=rngs)
+
+    def __call__(self, x):
+        return jnp.tanh(self.norm(self.dense(x)))
+
+
+def test_an_nnx_model_in_train_mode(key):
+    """It cannot be differentiated as it is: the message says how, and that way gives the cross-sample Jacobian."""
+    model, x = Normalized(nnx.Rngs(0)), jax.random.normal(key, (5, 6))
+    calls = (
+        lambda f: jr.value_and_penalty(f, x, key),
+        lambda f: jr.value_and_exact_penalty(f, x),
+        lambda f: jr.exact_frobenius_sq(f, x),
+        lambda f: jr.projected_frobenius_sq(f, x, key),
+        lambda f: jr.rows_are_independent(f, x, key),
+        lambda f: relatives.spectral_norm_sq(f, x, key),
+        lambda f: attacks.fgsm(f, x, jnp.zeros(5, int), epsilon=0.1, bounds=(-9, 9)),
+    )
+    for call in calls:
+        with pytest.raises(TypeError, match=r"f must be a pure function of x.*interop.from_nnx\(model\)"):
+            call(lambda x: model(x))
+    functional = interop.from_nnx(model)
+    train = lambda x: functional.train(functional.params, functional.model_state, x, key)
+    (_, state), penalty = jr.value_and_exact_penalty(train, x, has_aux=True)
+    whole = jax.jacrev(lambda x: train(x)[0].sum(0))(x)  # [C, B, I]: one basis vector in all rows
+    np.testing.assert_allclose(penalty, np.sum(np.square(whole)) / 5, rtol=1e-4, atol=1e-6)
+    assert jax.tree.structure(state) == jax.tree.structure(functional.model_state)
+    assert not jr.rows_are_independent(lambda x: train(x)[0], x, key)
+    at_batch = functional.batch_statistics
+    assert jr.rows_are_independent(lambda x: at_batch(functional.params, functional.model_state, x, key)[0], x, key)
+
+
+@pytest.mark.parametrize("penalty", [lambda f, x, y, keys: f(x), lambda f, x, y, keys: (f(x), f(x), f(x))])
+def test_a_penalty_gives_three_things(key, penalty):
+    with pytest.raises(TypeError, match=r"penalty must give \(f\(x\), mean, norms\)"):
+        penalties.on_part(1.0, penalty)(jnp.tanh, jnp.ones((4, 6)), None, key)
+
+
+def test_warnings_point_at_the_line_of_the_caller(key):
+    """However deep in the library they come from."""
+    x, w, y = jnp.ones((4, 6)), jnp.ones((6, 3)), jnp.zeros(4, int)
+    tokens = lambda x: jnp.round(x).astype(jnp.int32).astype(jnp.float32)
+
+    class Sowing(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.sow("losses", "sum", jnp.sum(x))
+            return nn.Dense(3)(x)
+
+    net = interop.from_linen(Sowing(), Sowing().init(key, x))
+    lagging = penalties.of_model(models.eval_mode(models.MLP((3,))), penalties.exact())
+    params, _ = models.initialize(models.MLP((3,)), key, x)
+    model = penalties.BoundModel(lambda p, s, x, k: (x @ w, s), params, {"batch_stats": {"a": x}}, key)
+    f, few = lambda x: x @ w + jnp.arange(3.0)[None], {"num_queries": 2, "bounds": (0, 2)}
+    ensemble = attacks.standard_ensemble(**few)
+    calls = (
+        lambda: jr.value_and_penalty(tokens, x, key),
+        lambda: jax.jit(lambda x: jr.value_and_exact_penalty(tokens, x))(x),
+        lambda: penalties.on_part(0.5)(tokens, x, None, key),
+        lambda: net.train(net.params, net.model_state, x, key),
+        lambda: lagging(model, x, None, key),
+        lambda: attacks.auto_attack(f, x, y, key, epsilon=0.1, **few),
+        lambda: evaluation.worst_case({"apgd-t": ensemble["apgd-t"], "fgsm": attacks.fgsm}, f, x, y, key, epsilon=0.1),
+        lambda: supervised.classification_loss(net.train, lambda_jr=0.1, num_projections=2),
+        lambda: evaluation.jacobian_norms(jr.exact_frobenius_sq, f, x),
+        lambda: attacks.apgd_targeted(
+            lambda x: x @ jnp.ones((6, 4)), x, y, key, epsilon=0.1, num_steps=1, bounds=(0, 2)
+        ),
+        lambda: cyclopropagation.penalty_and_gradient([(w.T, jnp.ones(3))], x),
+        lambda: jr.value_and_frobenius_sq(f, x, key),
+    )
+    lines, start = inspect.getsourcelines(test_warnings_point_at_the_line_of_the_caller)
+    here = [start + i for i, line in enumerate(lines) if line.startswith("        lambda: ")]
+    for call, line in zip(calls, here, strict=True):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            call()
+        assert {(w.filename, w.lineno) for w in found} == {(__file__, line)}, (line, [str(w.message) for w in found])
 
 
 def test_integers_on_the_way_are_seen(key):
@@ -382,10 +518,16 @@ def test_eager_calls_compile_once(key):
     f = lambda x: jnp.tanh(x @ w)
     compiled = []
     listener = lambda name, seconds, **facts: compiled.append(name) if "backend_compile" in name else None
+    y, plane = jnp.arange(5) % 4, decision_cells.random_plane(jnp.zeros(6), key)
+    at = lambda x: plane._replace(origin=x[0])
     calls = (
         lambda x: jr.value_and_exact_penalty(f, x),
         lambda x: jr.value_and_penalty(f, x, key, num_projections=3),
         lambda x: jr.exact_frobenius_sq(f, x, chunk_size=2),
+        lambda x: certify.noisy_counts(f, x, key, sigma=0.1, num_samples=4, chunk_size=2),
+        lambda x: certify.interval_radius(f, x, y, num_bisections=2, bounds=(-9, 9)),
+        lambda x: decision_cells.decision_cells(f, at(x), extent=1.0, resolution=3),
+        lambda x: decision_cells.boundary_distance(f, at(x), extent=1.0, num_rays=2, num_radii=2),
     )
     for call in calls:
         call(jax.random.normal(key, (5, 6)))

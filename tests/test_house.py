@@ -16,11 +16,12 @@ LIBRARY = ROOT / "jacreg_jax"
 
 # third parties each part may import at module level, and its siblings; functions may import more (lazily)
 BASE = {"jax", "numpy"}
-FLOOR = {"checks", "concrete", "keys", "types"}  # what everything may stand on
+FLOOR = {"checks", "concrete", "keys", "manual_axes", "types"}  # what everything may stand on
 MAP = {
     "types": (BASE | {"jaxtyping"}, set()),  # jaxtyping where it is loaded already
     "checks": (BASE, {"concrete"}),
     "keys": (BASE, {"checks"}),
+    "manual_axes": (BASE, {"types"}),
     "deprecation": (set(), {"checks"}),
     "rows": (BASE, FLOOR),
     "probes": (BASE, FLOOR),
@@ -32,7 +33,7 @@ MAP = {
     "penalty": (BASE, FLOOR | {"mean_norm", "probes", "programs", "rows"}),
     "penalties": (BASE, FLOOR | {"mean_norm", "penalty", "probes"}),
     "relatives": (BASE, FLOOR | {"jacobian", "probes", "rows"}),
-    "cyclopropagation": (BASE, FLOOR | {"deprecation", "probes"}),
+    "cyclopropagation": (BASE, FLOOR | {"deprecation", "probes", "rows"}),
     "metrics": (BASE, set()),
     "accumulation": (BASE, FLOOR | {"metrics"}),
     "objectives": (BASE | {"optax"}, FLOOR | {"rows"}),
@@ -123,6 +124,7 @@ INNER = {
     "deprecation",
     "functional",
     "guard",
+    "manual_axes",
     "optimizers",
     "intervals",
     "interval_rules",

@@ -13,8 +13,27 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import jacreg_jax as jr
-from jacreg_jax import accumulation, certify, masking, penalties, relatives, sharding, supervised, training
+from jacreg_jax import (
+    accumulation,
+    adversarial_training,
+    attacks,
+    certify,
+    convolution,
+    cyclopropagation,
+    decision_cells,
+    masking,
+    penalties,
+    pooled_convolution,
+    relatives,
+    sharding,
+    supervised,
+    training,
+)
 from jacreg_jax.models import LeNet, initialize
+from jacreg_jax.rows import at_least_float32
+from tests import bad_input
+from tests.test_attacks_transformations import ATTACKS
+from tests.test_house import promised_functions
 
 KEY = jax.random.key(0)
 W = jax.random.normal(jax.random.key(1), (12, 5)) / 3
@@ -49,6 +68,38 @@ def loss_of(make, wrap=lambda loss: loss, **options):
     return value
 
 
+def wide(z):
+    """The sum over each row, at least in float32."""
+    z = jnp.tanh(z.astype(at_least_float32(z.dtype)))
+    return z.reshape(len(z), -1).sum(1)
+
+
+def layers(x):
+    """The network f, as layers of `cyclopropagation` in the dtype of x."""
+    return [(w.T.astype(x.dtype), jnp.zeros(w.shape[1], x.dtype)) for w in (W, V)]
+
+
+KERNEL = jax.random.normal(jax.random.key(5), (3, 3, 1, 2)) / 3
+NUMBERS = ("NHWC", "HWIO", "NHWC")
+BARE = lambda params, state, x, key: (f(x), state)
+
+
+def of_other_model(x, y, keys):
+    model = penalties.BoundModel(lambda params, state, x, key: (x, state), {}, {}, keys[0])
+    return penalties.of_model(BARE, penalties.exact())(model, x, y, keys)[1]
+
+
+def convolved(x):
+    w = KERNEL.astype(x.dtype)
+    return convolution.conv_general_dilated(x.reshape(-1, 4, 3, 1), w, (1, 1), "SAME", dimension_numbers=NUMBERS)
+
+
+def both_plain(x, y, keys):
+    """Value and gradient at once: the sum of all."""
+    value, gradient = cyclopropagation.penalty_and_grad(layers(x), x)
+    return value + sum(jnp.sum(g**2) for g in jax.tree.leaves(gradient))
+
+
 # differentiable: x, y, keys -> [B] or scalar
 SMOOTH = {
     "exact_frobenius_sq": lambda x, y, keys: jr.exact_frobenius_sq(f, x),
@@ -71,6 +122,25 @@ SMOOTH = {
     "target_jacobian_sq": lambda x, y, keys: relatives.target_jacobian_sq(f, x, TARGET.astype(x.dtype)),
     "layerwise_frobenius_sq": lambda x, y, keys: relatives.layerwise_frobenius_sq([f, jnp.tanh], x, keys),
     "centred": lambda x, y, keys: jr.exact_frobenius_sq(relatives.centred(f), x),
+    "exact_from_vjp": lambda x, y, keys: jr.jacobian.exact_from_vjp(*jax.vjp(f, x), x),
+    "projected_from_vjp": lambda x, y, keys: jr.jacobian.projected_from_vjp(*jax.vjp(f, x), x, keys),
+    "projection_variance": lambda x, y, keys: jnp.sqrt(jr.projection_variance(wide(x)[:, None] @ wide(x)[None, :])),
+    "penalties.of_model": of_other_model,
+    "joint_loss": lambda x, y, keys: jr.joint_loss(
+        wide(x).mean(), wide(x).mean(), wide(x), lambda_jr=0.1, lambda_wd=0.1
+    ),
+    "standard_error": lambda x, y, keys: jr.standard_error(wide(x)),
+    "perceptron": lambda x, y, keys: wide(cyclopropagation.perceptron(layers(x), x)),
+    "penalty_and_grad": both_plain,
+    "conv_general_dilated": lambda x, y, keys: wide(convolved(x)),
+    "max_pool": lambda x, y, keys: wide(convolution.max_pool(x.reshape(-1, 6, 2, 1), (2, 2), (2, 2))),
+    "conv_max_pool": lambda x, y, keys: wide(
+        pooled_convolution.conv_max_pool(
+            x.reshape(1, -1, 4, 3).transpose(0, 2, 3, 1), KERNEL.astype(x.dtype), "SAME", window=2
+        ).transpose(3, 0, 1, 2)
+    ),
+    "at_temperature": lambda x, y, keys: wide(adversarial_training.at_temperature(BARE, 2.0)({}, {}, x, None)[0]),
+    "soft_labels": lambda x, y, keys: wide(adversarial_training.soft_labels(f, x, temperature=2.0)),
     "classification_loss": loss_of(supervised.classification_loss),
     "regression_loss": loss_of(supervised.regression_loss, penalty=penalties.exact()),
     "multi_label_loss": loss_of(supervised.multi_label_loss),
@@ -82,7 +152,31 @@ VALUES = {
     "in_parts": loss_of(supervised.classification_loss, lambda loss: accumulation.in_parts(3, loss)),
     "linearised_margin": lambda x, y, keys: masking.linearised_margin(f, x, y),
     "interval_radius": lambda x, y, keys: certify.interval_radius(f, x, y),
+    "noisy_counts": lambda x, y, keys: wide(certify.noisy_counts(f, x, keys, sigma=0.1, num_samples=4, chunk_size=2)),
+    "random_fgsm": lambda x, y, keys: wide(adversarial_training.random_fgsm(0.1)(f, x, y, keys)),
+    "random_plane": lambda x, y, keys: wide(decision_cells.random_plane(x[0], keys[0]).second[None])[0],
+    "adversarial_plane": lambda x, y, keys: wide(
+        decision_cells.adversarial_plane(x[0], x[1], jnp.flip(x[1])).second[None]
+    )[0],
+    "decision_cells": lambda x, y, keys: decision_cells.decision_cells(
+        f, plane_at(x), extent=1.0, resolution=3
+    ).confidence.sum(),
+    "boundary_distance": lambda x, y, keys: decision_cells.boundary_distance(
+        f, plane_at(x), extent=4.0, num_rays=3, num_radii=3
+    ),
+    "best_of": lambda x, y, keys: attacks.best_of(*(attacks.fgsm(f, x, y, epsilon=e) for e in (0.2, 0.1))).distance,
+    "every": loss_of(supervised.classification_loss, lambda loss: accumulation.every(2, loss, loss)),
+    "cyclopropagated_penalty": lambda x, y, keys: cyclopropagation.cyclopropagated_penalty(
+        [(x, jnp.zeros(len(x), x.dtype))], X[:2].astype(x.dtype)
+    ),
 }
+
+
+def plane_at(x):
+    unit = lambda i: jnp.zeros(12, x.dtype).at[i].set(1)
+    return decision_cells.Plane(x[0], unit(0), unit(1))
+
+
 CALLS = SMOOTH | VALUES
 
 
@@ -137,7 +231,7 @@ def test_shard_map(name):
         close(found, plain(name))
     else:
         shares = [jax.jit(CALLS[name])(X[i : i + 2], Y[i : i + 2], KEYS[i : i + 2]) for i in (0, 2, 4)]
-        if "_loss" not in name and name not in ("lazily", "in_parts"):
+        if "_loss" not in name and name not in ("lazily", "in_parts", "every"):
             close(found, shares)
         assert np.isfinite(found).all()
 
@@ -201,3 +295,104 @@ def test_le_net_eager_without_jit():
     f = lambda x: LeNet().apply({"params": params}, x)
     with jax.disable_jit():
         close(jr.projected_frobenius_sq(f, image, KEY), jax.jit(lambda x: jr.projected_frobenius_sq(f, x, KEY))(image))
+
+
+# train steps, whose state goes round
+
+
+def one_step(params, image, label, key):
+    """A step and two more in one dispatch: the parameters behind them."""
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p, s), lambda_jr=0.1)
+    state = training.init_state(params, SGD, key)
+    batch = {"image": image, "label": label}
+    state, _ = training.make_train_step(loss, SGD, donate=False)(state, batch)
+    steps = training.make_train_steps(loss, SGD, donate=False)
+    return steps(state, batch, jnp.asarray([[0, 1], [2, 3]]))[0].params
+
+
+SGD = training.sgd(0.1)
+AROUND = {
+    "jit": lambda step: jax.jit(step),
+    "remat": lambda step: jax.checkpoint(step),
+    "scan": lambda step: lambda p, x, y, k: jax.lax.scan(lambda p, _: (step(p, x, y, k), None), p, length=1)[0],
+    "vmap": lambda step: lambda p, x, y, k: jax.vmap(step, (0, None, None, None))(jnp.stack([p, p]), x, y, k)[1],
+    "grad": lambda step: lambda p, x, y, k: step(p, x, y, k) + 0 * jax.grad(lambda p: step(p, x, y, k).sum())(p),
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_train_steps_inside_of_transformations(around):
+    right = one_step(W[:, :4], X, Y, KEY)
+    np.testing.assert_allclose(AROUND[around](one_step)(W[:, :4], X, Y, KEY), right, rtol=1e-5, atol=1e-6)
+
+
+SETTINGS = {
+    "strict promotion": {"jax_numpy_dtype_promotion": "strict"},
+    "debug_nans": {"jax_debug_nans": True},
+    "tracer leaks": {"jax_check_tracer_leaks": True},
+    "disable_jit": {"jax_disable_jit": True},
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_train_steps_under_settings(setting):
+    right = one_step(W[:, :4], X, Y, KEY)
+    (option, value), before = *SETTINGS[setting].items(), jax.config._read(*SETTINGS[setting])
+    jax.config.update(option, value)
+    try:
+        found = one_step(W[:, :4], X, Y, KEY)
+    finally:
+        jax.config.update(option, before)
+    np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_train_steps_in_other_precisions(dtype, x64):
+    """The parameters keep their type; near those of float32, with keys of another generator as well."""
+    single = [W[:, :4].astype(jnp.float32), X.astype(jnp.float32)]
+    for key in (KEY, jax.random.key(0, impl="rbg")):
+        found = one_step(*(a.astype(dtype) for a in single), Y, key)
+        assert found.dtype == dtype
+        rough = {"bfloat16": 0.03, "float16": 0.004, "float64": 0.1}[dtype]  # the draws are others under x64
+        np.testing.assert_allclose(np.asarray(found, np.float64), one_step(*single, Y, key), atol=rough)
+
+
+# what stands in no table, and why
+PLAIN = {
+    "schedules": "numbers of the host",
+    "datasets": "arrays of the host; Preprocessing is affine",
+    "host_memory": "no arrays",
+    "checks": "the inside of all",
+    "rows": "the inside of all",
+    "mean_norm": "the inside of the penalties",
+    "metrics": "the inside of train steps",
+    "penalty": "the inside of the penalties",
+    "probes": "the inside of the estimates",
+    "keys": "the inside of all that draws",
+    "sharding": "the inside of train steps; test_sharding.py",
+    "models": "modules of flax; test_models.py and test_training.py",
+    "interop": "models of other libraries; test_interop.py",
+    "training": "train steps, above",
+    "objectives": "the inside of the losses",
+    "cyclopropagation.activation_from": "a function of functions; test_cyclopropagation.py",
+    "cyclopropagation.penalty_and_gradient": "an old name",
+    "attacks.standard_ensemble": "a dict of attacks",
+    "attacks.carlini_wagner_converged": "carlini_wagner",
+    "masking.linearised_margin": "in the table",
+    "certify.interval_bounds": "within interval_radius",
+    "penalties.checked": "the inside of the losses",
+    "supervised.supervised_loss": "what the three losses are made of",
+    "supervised.cross_entropy": "within classification_loss",
+    "supervised.squared_error": "within regression_loss",
+    "supervised.binary_cross_entropy": "within multi_label_loss",
+    "pooled_convolution.lax_conv_max_pool": "operations of lax alone",
+}
+
+
+def test_every_public_function_is_crossed():
+    """In the tables here or in that of the attacks, or a loop on the host that says so (docs/errors.md)."""
+    tried = {name.split(",")[0].split(".")[-1] for name in CALLS}
+    tried |= {getattr(attack, "func", attack).__name__ for attack in ATTACKS.values()} | {"apgd_targeted"}
+    tried |= {name.split(".")[-1] for name in bad_input.HOST}
+    found = [p.id for p in promised_functions() if p.id.split(".")[1] not in tried]
+    assert not [name for name in found if not {name, name.split(".")[0]} & PLAIN.keys()]

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 
 from jacreg_jax import checks
@@ -18,8 +17,9 @@ from jacreg_jax.attacks.result import (
     is_fooled,
 )
 from jacreg_jax.keys import sample_keys
+from jacreg_jax.manual_axes import varying as varying
 from jacreg_jax.rows import at_least_float32
-from jacreg_jax.types import Array, Function, PyTree
+from jacreg_jax.types import Array, Function
 
 
 class Start(NamedTuple):
@@ -54,23 +54,6 @@ class Start(NamedTuple):
     def zeros(self) -> Array:
         """[B] int32 zeros, where steps are counted."""
         return self.full(0, jnp.int32)
-
-
-def varying(tree: PyTree, *like: Any) -> Any:
-    """The same arrays, marked inside shard_map as varying over every axis of the mesh that `like` varies over."""
-    axes = {axis for leaf in jax.tree.leaves(like) for axis in _axes(leaf)}
-
-    def mark(leaf: Any) -> Any:
-        missing = tuple(axes - _axes(leaf))
-        return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
-
-    return jax.tree.map(mark, tree) if axes else tree
-
-
-def _axes(leaf: Any) -> set[Any]:
-    """Axes of the mesh over which a value varies inside shard_map; the attribute's name depends on JAX's version."""
-    kind = jax.typeof(leaf)
-    return set(kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else getattr(kind, "vma", ()))
 
 
 def begin(

@@ -12,6 +12,7 @@ from jacreg_jax.checks.arrays import (
     inputs as inputs,
     labels as labels,
     num_classes as num_classes,
+    on_host as on_host,
     sample_values as sample_values,
 )
 from jacreg_jax.checks.functions import function as function, pure as pure

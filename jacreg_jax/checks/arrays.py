@@ -115,6 +115,19 @@ def all_finite(name: str, value: Any) -> None:
     look(test, value)
 
 
+def on_host(**values: Any) -> None:
+    """Concrete values, for what loops on the host; pytrees of them.
+
+    Raises:
+        TypeError: a traced one.
+    """
+    for name, value in values.items():
+        if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+            raise TypeError(
+                f"{name} must be concrete, got a traced value: this runs on the host, outside of jit, vmap and grad"
+            )
+
+
 def sample_values(name: str, values: Any, meaning: str = "0 or positive") -> "np.ndarray":
     """Values of N samples as a numpy array: at least one, none negative or NaN; +inf is welcome.
 
@@ -122,6 +135,7 @@ def sample_values(name: str, values: Any, meaning: str = "0 or positive") -> "np
         TypeError: no numbers.
         ValueError: another shape, none, or NaN or negative ones.
     """
+    on_host(**{name: values})
     found = np.asarray(values)
     if found.dtype.kind not in "fiu" and found.size and not jnp.issubdtype(found.dtype, jnp.floating):
         raise TypeError(f"{name} must be real numbers [N], got {name_of(values)}")

@@ -29,6 +29,7 @@ def few_shot(labels: Any, samples_per_class: int, seed: int) -> np.ndarray:
         >>> few_shot(np.asarray([0, 1, 0, 1, 1]), 1, seed=0).shape
         (2,)
     """
+    checks.on_host(labels=labels)
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu":
         raise TypeError(f"labels must be integers [N], got {labels.dtype}")
