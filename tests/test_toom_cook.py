@@ -15,6 +15,7 @@ from jax import lax
 from jacreg_jax import intervals, sharding
 from jacreg_jax.convolution import conv_general_dilated, toom_cook_form
 from jacreg_jax.convolution.form import NHWC, Geometry
+from jacreg_jax.convolution.space_to_depth import unstrided
 from jacreg_jax.convolution.tiles import Tiles
 from jacreg_jax.convolution.toom_cook import transforms
 
@@ -74,7 +75,8 @@ STRIDED = {
 def case(request, x64):
     """(ours, lax's, x, w), the arrays float64; ours casts to float32."""
     geometry, rng = STRIDED.get(request.param) or geometry_of(request.param), np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=(2, *geometry.input, 32)))
+    rows, columns = toom_cook_form.tiles_of(unstrided(geometry)).counts
+    x = jnp.asarray(rng.normal(size=(-(-20 // (rows * columns)), *geometry.input, 32)))  # as few as run on tiles
     w = jnp.asarray(rng.normal(size=(*geometry.kernel, 32, 33)) / (6 * geometry.kernel[0]))
     call = lambda f: lambda x, w: f(x, w, geometry.strides, geometry.padding, dimension_numbers=NHWC)
     return call(conv_general_dilated), call(lax.conv_general_dilated), x, w
@@ -113,6 +115,7 @@ def test_values_and_first_derivatives(case):
     assert relative_error(pushed(ours, *single((x, w))), pushed(theirs, x, w)) < 5e-6
 
 
+@pytest.mark.parametrize("case", ["ragged both ways", "5x5", "5x5 of stride 2"], indirect=True)
 def test_second_derivatives_and_a_third(case):
     ours, theirs, x, w = case
     second = jax.grad(penalty, (1, 2))
@@ -127,8 +130,8 @@ def convolve(x, w):
 
 @pytest.fixture
 def arrays(key):
-    """x [2, 6, 6, 32] and w [3, 3, 32, 32]."""
-    return jax.random.normal(key, (2, 6, 6, 32)), jax.random.normal(jax.random.fold_in(key, 1), (3, 3, 32, 32)) / 17
+    """x [6, 6, 6, 32] and w [3, 3, 32, 32]."""
+    return jax.random.normal(key, (6, 6, 6, 32)), jax.random.normal(jax.random.fold_in(key, 1), (3, 3, 32, 32)) / 17
 
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
@@ -183,7 +186,7 @@ def test_each_device_does_its_share(backend, arrays):
 
 def test_blocks(arrays, monkeypatch):
     """A batch whose tiles would outgrow the memory runs in blocks, with the same numbers."""
-    x, w = jnp.tile(arrays[0], (3, 1, 1, 1))[:5], arrays[1]
+    x, w = arrays
     gradient = lambda: jax.jit(jax.grad(lambda w: penalty(convolve, x, w)))(w)
     whole = gradient()
     sample = 4 * 36 * 4 * 32
@@ -203,6 +206,7 @@ def test_what_runs_on_tiles(arrays):
     assert not runs_on_tiles(convolve, x[:, :3], w)
     assert not runs_on_tiles(convolve, x.astype(jnp.bfloat16), w.astype(jnp.bfloat16))
     assert not runs_on_tiles(convolve, x, w[:1])
+    assert not runs_on_tiles(convolve, x[:4], w)
     stride = lambda x, w: conv_general_dilated(x, w, (2, 1), "SAME", dimension_numbers=NHWC)
     assert not runs_on_tiles(stride, x, w)
 
