@@ -14,15 +14,11 @@ LAX, SCAN = "jax, lax convolutions", "jacreg_jax, scan of 100"
 
 def bars() -> str:
     """The goals set beforehand, what was measured, and whether it holds."""
-    lines = [
-        line for place, goals in (("cpu", TORCH), ("cpu_one_core", TORCH_ONE_CORE)) for line in _torch(place, goals)
-    ]
+    own, lines = "jacreg_jax", _torch("cpu", TORCH) + _torch("cpu_one_core", TORCH_ONE_CORE)
     for model in TORCH:
         for variant, bar in OVER_PLAIN.items():
-            label = f"{TITLES[model]} {variant} / plain"
-            lines.append(
-                _line(label, _times(model, "cpu"), (variant, "jacreg_jax"), ("plain", "jacreg_jax"), bar, False)
-            )
+            label, times = f"{TITLES[model]} {variant} / plain", _times(model, "cpu")
+            lines.append(_line(label, times, (variant, own), ("plain", own), bar, False))
     label, times = "a user's CNN n = 1, XLA's convolution / ours", _times("cnn", "cpu")
     lines.append(_line(label, times, ("n = 1", LAX), ("n = 1", own), 3.0, True))
     for variant in ("plain", "n = 1"):
