@@ -223,6 +223,17 @@ def test_fab_step_by_hand(norm, key):
         assert distance == pytest.approx(best, rel=1e-3)
 
 
+@pytest.mark.parametrize(("loss_last", "rises"), [(-0.1, 4), (0.0, 3), (0.1, 3)])
+def test_an_equal_loss_is_no_rise(loss_last, rises, key):
+    """Croce, Hein (2020), condition 1 counts f(x_(i+1)) > f(x_i); the model gives 0 everywhere."""
+    x = jnp.full((1, 2), 0.5)
+    begun = start.begin(lambda x: 0 * x, x, jnp.zeros(1, int), (0.0, 1.0), key=key)
+    search = apgd._Search(begun, lambda logits: losses.margin(logits, begun.y), True, 0.3, "linf", 10, 0.75)
+    state = apgd._first(search, jax.random.split(key, 1), apgd._Found(x, begun.none(), begun.zeros()))
+    state = state._replace(loss_last=jnp.array([loss_last]), rises=jnp.array([3]))
+    assert apgd._step(search, jnp.asarray(2), state).rises[0] == rises
+
+
 def test_projection_by_hand():
     """Onto the ball where a point lies outside, then into the box; a point inside stays."""
     x = jnp.full((3, 2), 0.5)
