@@ -108,7 +108,7 @@ def test_median_distance():
 
 def test_bad_input(problem):
     f, x, y = problem
-    with pytest.raises(ValueError, match=r"same number of samples.*\[23, 3\]"):
+    with pytest.raises(ValueError, match=r"x and y must hold the same number of samples.*\[23, 3\]"):
         evaluation.accuracy(f, x, y[:3])
     with pytest.raises(ValueError, match=r"at least one; got \[0, 0\]"):
         evaluation.accuracy(f, x[:0], y[:0])
