@@ -379,6 +379,18 @@ def test_square_starts_everywhere_on_the_sphere_in_l2(shape, key):
         assert (delta > 0).sum() > 0.8 * rows * columns * side * side
 
 
+def test_half_of_the_bumps_lie(key):
+    """500 bumps of 5 x 5 at the start in L2: upright or lying, and positive or negative above, by fair coins."""
+    x = jnp.full((20, 25, 25, 1), 0.5)
+    begun = start.begin(lambda x: x.reshape(20, -1)[:, :2], x, jnp.zeros(20, int), (0.0, 1.0), key=key)
+    first, _ = square._l2(begun, jnp.full((20, 1, 1, 1), 0.1), 1, 0.8)
+    blocks = (np.asarray(first(begun.keys)) - 0.5).reshape(20, 5, 5, 5, 5).swapaxes(2, 3).reshape(-1, 25)
+    bumps = square._bump(5).reshape(2, 25) * np.linalg.norm(blocks[0])
+    found = [[(np.abs(blocks - sign * bump[None]).max(1) < 1e-5).sum() for sign in (1, -1)] for bump in bumps]
+    assert np.sum(found) == 500
+    np.testing.assert_allclose(np.array(found) / 500, 0.25, atol=0.06)  # three standard errors
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 @pytest.mark.parametrize("shape", [(9, 13, 2), (12,), (5, 4)])
 def test_square_keeps_to_its_ball_and_climbs(shape, norm, key):
