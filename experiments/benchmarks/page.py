@@ -133,4 +133,25 @@ def rounding() -> str:
     return results.table(header, [[*key, *errors] for key, errors in lines.items()])
 
 
+def rounded_training() -> str:
+    """How far a training run with tiles ends from one with plain sums, beside a rounding-level change of the start."""
+    result = benchmark_result("rounded_training")
+    if result is None:
+        return "not run"
+    config = result["config"]
+    lines = [
+        [r["run"], f"{r['weights']:.1e}", f"{r['logits']:.1e}", f"{100 * r['predictions']:.1f} %", f"{r['loss']:.1e}"]
+        for r in result["rows"]
+    ]
+    header = [
+        f"DDNet, {config['num_steps']} steps, against plain sums",
+        "weights, over the way from the start",
+        f"logits of {config['held_out']} test images, rms",
+        "predictions that differ",
+        "last loss",
+    ]
+    return results.table(header, lines)
+
+
 TABLES = {"bars": bars, "benchmark": benchmark, "cyclopropagation": cyclopropagation, "rounding": rounding}
+TABLES["rounded_training"] = rounded_training
