@@ -263,6 +263,9 @@ def test_apgd_moves_with_momentum(key):
         x_adv=at, x_old=before, gradient=jnp.array([[2.0, -3.0, 0.1]]), step_size=jnp.array([0.08])
     )
     np.testing.assert_allclose(apgd._move(search, jnp.asarray(0), state), [[0.58, 0.52, 0.78]], rtol=1e-6)
+    round_ball = search._replace(norm="l2")
+    expected = at + 0.08 * state.gradient / np.sqrt(4 + 9 + 0.01)
+    np.testing.assert_allclose(apgd._move(round_ball, jnp.asarray(0), state), expected, rtol=1e-6)
     expected = [[0.5 + 0.06 + 0.025, 0.6 - 0.06, 0.7 + 0.06 - 0.02]]
     np.testing.assert_allclose(apgd._move(search, jnp.asarray(1), state), expected, rtol=1e-6)
     far = state._replace(step_size=jnp.array([9.0]))  # both projected: 0.5 +- 0.3, with a quarter of the last step

@@ -104,6 +104,12 @@ def test_median_distance():
     assert evaluation.median_distance([1.0, 2.0, np.inf])["median"] == 2
     # of 3 draws the median is the smallest, or the largest, with probability 7 / 27: within the interval of 95 %
     assert evaluation.median_distance([1.0, 2.0, 3.0]) == {"median": 2.0, "low": 1.0, "high": 3.0}
+    # of few resamples the nearest order statistics, by numpy
+    values = np.arange(1.0, 41)
+    medians = np.sort(values[np.random.default_rng(2).integers(0, 40, (4, 40))], axis=1)[:, 19]
+    found = evaluation.median_distance(values, resamples=4, confidence=0.5, seed=2)
+    assert len(set(medians)) == 4
+    assert [found["low"], found["high"]] == np.quantile(medians, [0.25, 0.75], method="nearest").tolist()
 
 
 def test_bad_input(problem):
