@@ -156,8 +156,9 @@ def test_nnx_needs_the_copy(x, key):
     """The trap that from_nnx avoids: BatchNorm's update inside a vector-Jacobian product."""
     model = NnxNet(nnx.Rngs(0))
     model.train()
-    with pytest.raises(flax.errors.TraceContextError):
+    with pytest.raises(TypeError, match="f must be a pure function of x") as caught:
         nnx.value_and_grad(lambda m: value_and_penalty(lambda x: m(x), x, key)[1])(model)
+    assert isinstance(caught.value.__cause__, flax.errors.TraceContextError)
     apply, params, state = interop.from_nnx(model)
 
     def penalty(params):
