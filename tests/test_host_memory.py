@@ -33,6 +33,30 @@ def test_large_temporaries_keep_their_pages():
     assert faults["kept"] < 0.75 * faults["given back"], faults
 
 
+HUGE = """
+from jacreg_jax import host_memory
+assert host_memory.keep_freed_memory()
+import jax.numpy as jnp
+x = jnp.ones(2**26).block_until_ready()  # 256 MiB
+print(next(line.split()[1] for line in open("/proc/self/smaps_rollup") if line.startswith("AnonHugePages")))
+"""
+
+
+def huge_pages() -> bool:
+    try:
+        with open("/sys/kernel/mm/transparent_hugepage/enabled") as file:
+            return "[never]" not in file.read()
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not huge_pages(), reason="this kernel gives no huge pages")
+def test_large_arrays_lie_in_huge_pages():
+    """Most of 256 MiB that XLA allocates."""
+    out = subprocess.run([sys.executable, "-c", HUGE], capture_output=True, text=True, check=True).stdout
+    assert int(out) > 200 * 1024
+
+
 def test_limits():
     for limit in (0, 2**31):
         with pytest.raises(ValueError, match=f"limit must be .*, got {limit}"):
