@@ -15,8 +15,8 @@ def keep_freed_memory(limit: int = 2**30) -> bool:
     XLA allocates the temporaries of a program anew in every call. glibc returns blocks of more than 32 MiB to the
     system each time, on any thread but the first always, and the next call pays a page fault for every 4 KiB: up to
     a third of a step whose temporaries are 40 to 300 MiB. All threads then share one arena, which small allocations
-    from many threads at once would feel. The memory lies in huge pages of 2 MiB where Linux gives them on advice, which
-    is worth another tenth of such a step. Process-wide, and of no effect on a GPU or TPU.
+    from many threads at once would feel. The memory lies in huge pages of 2 MiB where Linux gives them on advice.
+    Process-wide, and of no effect on a GPU or TPU.
 
     Args:
         limit: bytes, below 2^31.

@@ -34,10 +34,10 @@ def conv_general_dilated(
     `nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)`. Forward and reverse mode, `vmap`, `scan`,
     jit and shard_map; the platform is that of the compiled program, so a GPU or TPU gets the plain lax convolution.
 
-    On CPU, 3x3 and 5x5 kernels of stride 1 with 32 channels or more run in float32 as Toom-Cook tiles, up to four times
-    as fast, with three to five times the rounding (1e-6 to 2e-6 of the root mean square of a value). A precision above
-    the default, as an argument or by `with jax.default_matmul_precision("highest"):` around the trace, gives plain sums
-    of products.
+    On CPU, 3x3 and 5x5 kernels of stride 1, and 5x5 and 6x6 of stride 2, run in float32 from 32 channels on as
+    Toom-Cook tiles, with a quarter to a third of the products and three to ten times the rounding (1e-6 to 2e-6 of the
+    root mean square of a value or gradient). A precision above the default, as an argument or by
+    `with jax.default_matmul_precision("highest"):` around the trace, gives plain sums of products.
 
     Args:
         lhs: x, [B, H, W, C].

@@ -1,10 +1,10 @@
-"""The three partial gradients as matmuls on Toom-Cook tiles: 2.25 to 4 times fewer products than taps, in float32.
+"""The three partial gradients as matmuls on Toom-Cook tiles: a quarter to a third of the products, in float32.
 
     T(x, w, g) = sum_{a, t} X^[a, t, :] W^[a] G^[a, t, :]^T
 
 with a over n^2 products and t over tiles. The forms share their transforms: X^ of the forward pass is the X^ of the
 kernel's gradient, and G^ that of both gradients, computed once in a program. The sums of a tile have coefficients, so
-that rounding is some three times that of a plain sum of products (five with n = 7); see docs/performance.md.
+that rounding is three to ten times that of a plain sum of products; docs/performance.md has a table.
 """
 
 from collections.abc import Callable
