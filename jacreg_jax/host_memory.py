@@ -39,7 +39,7 @@ def keep_freed_memory(limit: int = 2**30) -> bool:
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
         return False
-    settings = {_M_MMAP_THRESHOLD: limit, _M_TRIM_THRESHOLD: 2**31 - 1, _M_ARENA_MAX: 1}
+    settings = {_M_MMAP_THRESHOLD: limit, _M_TRIM_THRESHOLD: -1, _M_ARENA_MAX: 1}  # -1: never
     taken = all(libc.mallopt(name, value) for name, value in settings.items())
     if taken:
         _advise_huge_pages(libc, limit - 2**20)
