@@ -193,7 +193,7 @@ def test_alone_in_a_batch_and_padded(name, problem, key):
     np.testing.assert_allclose(alone.distance[0], whole.distance[4], rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", slow_ensembles(ALL))
+@pytest.mark.parametrize("name", slow_ensembles(ALL, "auto_attack_linf"))
 def test_degenerate_models(name, problem, key):
     """Constant, black-image, all wrong, NaN: no NaN in a result and no false success."""
     f, x, y = problem

@@ -104,8 +104,13 @@ DRAWS_DIFFER = (
     "auto_attack",
 )  # jax.random.ball and rademacher draw otherwise under x64
 
+
+def is_fast(name, mode):
+    return (name in EVERYWHERE and mode != "disable_jit") or mode in BROKEN_ONCE[name == "auto_attack" :]
+
+
 CASES = [
-    pytest.param(n, m, marks=[] if n in EVERYWHERE or m in BROKEN_ONCE[n == "auto_attack" :] else pytest.mark.slow)
+    pytest.param(n, m, marks=[] if is_fast(n, m) else pytest.mark.slow)
     for n in ATTACKS
     for m in MODES
     if not (m == "disable_jit" and n in ("cw", "square_l2", "auto_attack"))  # minutes, op by op

@@ -428,5 +428,5 @@ def test_epoch_permutation():
     np.testing.assert_array_equal(np.sort(order), np.arange(100))
     np.testing.assert_array_equal(order, epoch_permutation(0, 3, 100))
     assert len({tuple(epoch_permutation(s, e, 100)) for s in range(3) for e in range(3)}) == 9
-    with pytest.raises(ValueError, match="epoch=-1"):
+    with pytest.raises(ValueError, match="epoch must be an integer of at least 0, got -1"):
         epoch_permutation(0, -1, 10)

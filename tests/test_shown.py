@@ -24,7 +24,12 @@ def test_python_of_a_page(page, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), namespace)
 
 
-@pytest.mark.parametrize("name", command_line.names())
+# others of the fast suite take the same paths: table1 and demo train, worst_case attacks, figure3 draws
+SLOW = ("beyond_attacks", "figure1", "figure2", "figure_s3")
+EXPERIMENTS = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in command_line.names()]
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_experiment_quick(name, tmp_path, monkeypatch, tfds_dir):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tfds_dir))

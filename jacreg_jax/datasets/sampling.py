@@ -31,10 +31,10 @@ def few_shot(labels: Any, samples_per_class: int, seed: int) -> np.ndarray:
     """
     checks.on_host(labels=labels)
     labels = np.asarray(labels)
-    if labels.dtype.kind not in "iu":
-        raise TypeError(f"labels must be integers [N], got {labels.dtype}")
     if labels.ndim != 1 or labels.size == 0:
         raise ValueError(f"labels must be a non-empty vector [N], got shape {labels.shape}")
+    if labels.dtype.kind not in "iu":
+        raise TypeError(f"labels must be integers [N], got {labels.dtype}")
     checks.count("samples_per_class", samples_per_class)
     classes, counts = np.unique(labels, return_counts=True)
     if counts.min() < samples_per_class:
