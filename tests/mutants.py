@@ -47,7 +47,8 @@ def run(*command: str, seconds: float) -> None:
     """`python -m tests.mutants_tests command` in the copy, within some seconds of its own time."""
     limit = lambda: resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 5))
     command = [sys.executable, "-m", "tests.mutants_tests", *command]
-    options = {"cwd": CHECKOUT, "env": os.environ | {"PYTHONPATH": str(CHECKOUT)}, "capture_output": True}
+    options = {"cwd": CHECKOUT, "env": os.environ | {"PYTHONPATH": str(CHECKOUT)}}
+    options |= {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}  # a pipe would wait for what tests started
     with contextlib.suppress(subprocess.TimeoutExpired):  # a lock without end
         subprocess.run(command, preexec_fn=limit, timeout=10 * seconds, **options)
 
@@ -133,10 +134,8 @@ def main() -> None:
     parser.add_argument("--skip", nargs="*", default=[], help="modules or folders that are left out")
     parser.add_argument("--budget", type=float, default=60.0, help="seconds of tests for one mutation")
     config = parser.parse_args()
-    if config.command != "page":
-        check_out()
-    library = (ROOT if config.command == "page" else CHECKOUT) / "jacreg_jax"
-    mutations = sample(library, config.count, config.seed, config.skip)
+    check_out()
+    mutations = sample(CHECKOUT / "jacreg_jax", config.count, config.seed, config.skip)
     if config.command == "record":
         record()
     elif config.command == "judge":

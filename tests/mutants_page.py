@@ -26,9 +26,10 @@ def page(mutations: list[Mutation], results: dict[str, dict], reasons: dict[str,
         by_module[mutation.file.split("/")[0]].append(bool(results[mutation.key]["killed_by"]))
     killed = sum(map(sum, by_module.values()))
     survivors = [mutation for mutation in judged if not results[mutation.key]["killed_by"]]
+    left = f"Of the {len(mutations)} that were drawn, {len(mutations) - len(judged)} were not tried yet."
     lines = [
         INTRODUCTION,
-        f"**{killed} of {len(judged)} mutations noticed: {100 * killed / max(len(judged), 1):.1f} %.**\n",
+        f"**{killed} of {len(judged)} mutations noticed: {100 * killed / max(len(judged), 1):.1f} %.** {left}\n",
         "| module | noticed | of |",
         "|---|---:|---:|",
         *(f"| {name} | {sum(seen)} | {len(seen)} |" for name, seen in sorted(by_module.items())),
