@@ -95,6 +95,7 @@ def test_checks_by_hand(norm, monkeypatch, key):
         assert found[name].limit == limit, name
         assert found[name].passed == (value <= limit)
     assert shortly["more steps"].value == 0
+    assert found["zero gradient"].limit == 0
 
 
 def test_steps_of_the_checks(key):
