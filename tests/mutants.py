@@ -143,7 +143,7 @@ def main() -> None:
     elif config.command == "confirm":
         confirm(mutations)
     else:
-        PAGE.write_text(page(mutations, results(), json.loads(REASONS.read_text())))
+        PAGE.write_text(page(mutations, results(), json.loads(REASONS.read_text()), config.skip))
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def cell(text: str) -> str:
     return f"`{line if len(line) <= 90 else line[:87] + '...'}`"
 
 
-def page(mutations: list[Mutation], results: dict[str, dict], reasons: dict[str, str]) -> str:
+def page(mutations: list[Mutation], results: dict[str, dict], reasons: dict[str, str], skipped: list[str]) -> str:
     """The page as Markdown; a survivor without a reason says so."""
     judged = [mutation for mutation in mutations if mutation.key in results]
     by_module = defaultdict(list)
@@ -27,6 +27,7 @@ def page(mutations: list[Mutation], results: dict[str, dict], reasons: dict[str,
     killed = sum(map(sum, by_module.values()))
     survivors = [mutation for mutation in judged if not results[mutation.key]["killed_by"]]
     left = f"Of the {len(mutations)} that were drawn, {len(mutations) - len(judged)} were not tried yet."
+    left += f" Nothing was drawn from {', '.join(skipped)}." if skipped else ""
     lines = [
         INTRODUCTION,
         f"**{killed} of {len(judged)} mutations noticed: {100 * killed / max(len(judged), 1):.1f} %.** {left}\n",
