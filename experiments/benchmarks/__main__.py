@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import sys
 
 import jax
 import tyro
@@ -58,8 +59,9 @@ def cases_of(model: str, config: Config, worker: Worker | None):
 
 def main(config: Config):
     """Time every network in turn, then the attacks; print tables, write results/benchmark_NAME_BACKEND.json."""
-    if config.one_core:
+    if config.one_core and len(os.sched_getaffinity(0)) > 1:  # before a process starts: libraries count cores on import
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        os.execv(sys.executable, [sys.executable, "-m", "experiments.benchmarks", *sys.argv[1:]])
     host_memory.keep_freed_memory()
     worker = Worker(len(os.sched_getaffinity(0))) if config.torch else None
     for model in (m for m in config.models if not config.one_core or m in ONE_CORE):
