@@ -10,12 +10,13 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # names of glib
 
 
 def keep_freed_memory(limit: int = 2**30) -> bool:
-    """Let this process keep the memory it frees, up to blocks of `limit` bytes; call it before the first JAX operation.
+    """Let this process keep the memory it frees, up to blocks of `limit` bytes; call it first of all.
 
     XLA allocates the temporaries of a program anew in every call. glibc returns blocks of more than 32 MiB to the
     system each time, on any thread but the first always, and the next call pays a page fault for every 4 KiB: up to
     a third of a step whose temporaries are 40 to 300 MiB. All threads then share one arena, which small allocations
-    from many threads at once would feel. The memory lies in huge pages of 2 MiB where Linux gives them on advice.
+    from many threads at once would feel; threads that began before keep theirs, and with them the faults, so that the
+    call belongs before other imports. The memory lies in huge pages of 2 MiB where Linux gives them on advice.
     Process-wide, and of no effect on a GPU or TPU.
 
     Args:

@@ -1,5 +1,7 @@
 """Side-by-side timings of this library and of its PyTorch twin: `make bench`."""
 
+import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
+
 import dataclasses
 import os
 import sys
@@ -13,7 +15,6 @@ from experiments.benchmarks import attack_cost, page, step_cost
 from experiments.benchmarks.step_cost import jax_case, scan_case, torch_case
 from experiments.benchmarks.torch_worker import Worker
 from experiments.lab import record, stopping
-from jacreg_jax import host_memory
 
 ALL = ("plain", "n = 1", "n = 3", "exact", "on a part, 1/4", "lazily, 4")
 # network -> what is timed; ResNet-18's exact norm takes minutes a step on CPU
@@ -62,7 +63,6 @@ def main(config: Config):
     if config.one_core and len(os.sched_getaffinity(0)) > 1:  # before a process starts: libraries count cores on import
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         os.execv(sys.executable, [sys.executable, "-m", "experiments.benchmarks", *sys.argv[1:]])
-    host_memory.keep_freed_memory()
     worker = Worker(len(os.sched_getaffinity(0))) if config.torch else None
     for model in (m for m in config.models if not config.one_core or m in ONE_CORE):
         cases = list(cases_of(model, config, worker))
