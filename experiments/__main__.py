@@ -48,8 +48,8 @@ def _main():
         return
     if sys.argv[1] not in names():
         sys.exit(f"unknown experiment {sys.argv[1]!r}; {listing}")
+    prepare_process()  # before other imports start threads
     module, config = parse(sys.argv[1], sys.argv[2:])
-    prepare_process()
     try:
         run(module, config)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:  # a failed download is an OSError
