@@ -22,7 +22,7 @@ from jacreg_jax.fooling import (
 )
 from jacreg_jax.jacobian import exact_frobenius_sq
 from jacreg_jax.keys import sample_keys
-from jacreg_jax.predictions import predicted_class
+from jacreg_jax.predictions import predicted_class, with_enough_classes
 from jacreg_jax.types import Array, Function
 
 
@@ -207,17 +207,13 @@ def _that_can_run(attacks: Any, f: Function, x: Any) -> dict[str, Function]:
         raise TypeError(f"attacks must be a dict of attacks by name, got {type(attacks).__name__}")
     for name, attack in attacks.items():
         checks.function(f"attacks[{name!r}]", attack, None)
-    least = {name: getattr(attack, "least_classes", 0) for name, attack in attacks.items()}
     checks.function("f", f)
-    classes = (
-        jax.eval_shape(f, jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)).shape[-1] if any(least.values()) else 0
-    )
-    out = [name for name in attacks if least[name] > classes]
-    for name in out:
-        checks.warn(f"{name} is left out: it needs at least {least[name]} classes, f gives {classes}")
-    if len(out) == len(attacks):
+    is_choosy = any(hasattr(attack, "least_classes") for attack in attacks.values())
+    shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
+    names = with_enough_classes(attacks, jax.eval_shape(f, shape).shape[-1] if is_choosy else 0)
+    if not names:
         raise ValueError(f"attacks must hold at least one that can run on f, got {sorted(attacks)}")
-    return {name: attack for name, attack in attacks.items() if name not in out}
+    return {name: attacks[name] for name in names}
 
 
 def _correct(f: Function, x: Array, y: Array) -> Array:

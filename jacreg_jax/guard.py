@@ -26,8 +26,7 @@ class Guarded:
 
     def __call__(self, *arguments: Any) -> Any:
         """Test, and call; what the first call of a kind traced is tested behind it."""
-        data = self.data_of(*arguments)
-        data = data if isinstance(data, Mapping) else {}
+        data = by_name(self.data_of(*arguments))
         kind = tuple((name, np.shape(v), _dtype(v)) for name, v in data.items() if hasattr(v, "dtype"))
         if kind in self._tests:
             self._look(data, self._tests[kind])
@@ -52,6 +51,11 @@ class Guarded:
             except KeyError:  # an array that is not at hand
                 continue
         self._seen = {name: v for name, v in values.items() if isinstance(v, jax.Array)}  # numpy's may change
+
+
+def by_name(data: Any) -> Mapping[str, Any]:
+    """The data as arrays by name; none where they have no names."""
+    return data if isinstance(data, Mapping) else {}
 
 
 def check_batch(batch: Any, name: str = "batch", *, shares: int = 1) -> None:

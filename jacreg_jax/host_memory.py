@@ -51,11 +51,8 @@ def _advise_huge_pages(libc: ctypes.CDLL, size: int) -> None:
     """Let the heap grow by `size` bytes, which cost nothing before they are written, and ask for huge pages there."""
     if size <= 0 or not hasattr(mmap, "MADV_HUGEPAGE"):
         return
-    libc.malloc.restype, libc.malloc.argtypes, libc.free.argtypes = (
-        ctypes.c_void_p,
-        [ctypes.c_size_t],
-        [ctypes.c_void_p],
-    )
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
     address = libc.malloc(size)
     if address:
         start = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE

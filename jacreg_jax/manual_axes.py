@@ -18,7 +18,7 @@ def varying(tree: PyTree, *like: Any) -> Any:
     axes = {axis for leaf in jax.tree.leaves(like) for axis in axes_of(leaf)}
 
     def mark(leaf: Any) -> Any:
-        missing = tuple(axes - axes_of(leaf))
+        missing = tuple(sorted(axes - axes_of(leaf), key=str))  # the same program in every process
         return jax.lax.pcast(leaf, missing, to="varying") if missing else leaf
 
     return jax.tree.map(mark, tree) if axes else tree

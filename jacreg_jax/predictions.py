@@ -1,8 +1,12 @@
 """Which class logits name, if any: the one place that says that logits which are not finite name none."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
+from jacreg_jax import checks
 from jacreg_jax.types import Array
 
 
@@ -16,3 +20,12 @@ def predicted_class(logits: Array) -> Array:
         [1, -1, -1]
     """
     return jnp.where(jnp.isfinite(logits).all(-1), jax.lax.argmax(logits, logits.ndim - 1, jnp.int32), -1)
+
+
+def with_enough_classes(attacks: Mapping[str, Any], classes: int) -> list[str]:
+    """Names of the attacks that can run on so many classes; of those whose `least_classes` are more, a warning."""
+    least = {name: getattr(attack, "least_classes", 0) for name, attack in attacks.items()}
+    for name, needed in least.items():
+        if needed > classes:
+            checks.warn(f"{name} is left out: it needs at least {needed} classes, f gives {classes}")
+    return [name for name, needed in least.items() if needed <= classes]

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 
 from jacreg_jax import checks, sharding
-from jacreg_jax.accumulation import Loss, in_parts as in_parts, lazily as lazily
+from jacreg_jax.accumulation import ARGUMENTS, Loss, in_parts as in_parts, lazily as lazily
 from jacreg_jax.concrete import Deferred, deferred
-from jacreg_jax.guard import Guarded, check_batch, check_is_state, check_optimizer, check_rows, check_state
+from jacreg_jax.guard import Guarded, by_name, check_batch, check_is_state, check_optimizer, check_rows, check_state
 from jacreg_jax.keys import check_key
 from jacreg_jax.metrics import merged
 from jacreg_jax.optimizers import quench as quench, sgd as sgd
@@ -233,7 +233,7 @@ def _update(
     rows = jax.tree.leaves(batch)[0].shape[0]
     keys = sharding.row_keys(jax.random.fold_in(state.key, state.step), rows, axis_name)
     params = sharding.varying(state.params, axis_name)
-    with deferred(_by_name(batch)) as left:
+    with deferred(by_name(batch)) as left:
         (value, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, keys)
     tests[:] = left
     grads, model_state, value = sharding.mean_over_devices((grads, model_state, value), axis_name)
@@ -257,12 +257,8 @@ def _update(
 
 
 def _check(loss: Any, optimizer: Any) -> None:
-    checks.function("loss", loss, ("params", "state", "batch", "keys"))
+    checks.function("loss", loss, ARGUMENTS)
     check_optimizer(optimizer)
-
-
-def _by_name(batch: Any) -> Mapping[str, Any]:
-    return batch if isinstance(batch, Mapping) else {}
 
 
 def _copy(leaf: Any) -> Any:

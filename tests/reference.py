@@ -27,3 +27,9 @@ def jacobian_matrix(f, x, jac=jax.jacrev):
 def frobenius_sq(f, x, jac=jax.jacrev):
     """||J||_F^2 of every sample from the whole matrix."""
     return jnp.sum(jacobian_matrix(f, x, jac) ** 2, axis=(1, 2))
+
+
+def vjp_penalty(convolve, x, w):
+    """Norm of a vector-Jacobian product through a curved function: every one of the three forms, twice."""
+    y, vjp = jax.vjp(lambda x: jnp.sin(convolve(jnp.tanh(x), w)), x)
+    return jnp.sum(vjp(jnp.cos(y))[0] ** 2)

@@ -19,6 +19,7 @@ from jacreg_jax.convolution.lax_form import lax_form
 from jacreg_jax.convolution.matmul_form import matmul_form
 from jacreg_jax.convolution.tiling import Tiling
 from jacreg_jax.models import DDNet
+from tests.reference import vjp_penalty as penalty
 
 # (H, W), channels, kernel, strides, padding
 CASES = {
@@ -45,12 +46,6 @@ def case(request, x64, key):
 
 def assert_equal(ours, theirs, atol=1e-11):
     jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=atol), ours, theirs)
-
-
-def penalty(convolve, x, w):
-    """Norm of a vector-Jacobian product through a curved function: every one of the three forms, twice."""
-    y, vjp = jax.vjp(lambda x: jnp.sin(convolve(jnp.tanh(x), w)), x)
-    return jnp.sum(vjp(jnp.cos(y))[0] ** 2)
 
 
 def test_values_and_derivatives_of_both_modes(case):

@@ -18,6 +18,7 @@ from jacreg_jax.convolution.form import NHWC, Geometry
 from jacreg_jax.convolution.space_to_depth import unstrided
 from jacreg_jax.convolution.tiles import Tiles
 from jacreg_jax.convolution.toom_cook import transforms
+from tests.reference import vjp_penalty as penalty
 
 SAME, VALID = ((1, 1), (1, 1)), ((0, 0), (0, 0))
 # (H, W), side of the kernel, padding; stride 1
@@ -90,12 +91,6 @@ def relative_error(ours, true):
 
 def single(tree):
     return jax.tree.map(lambda a: a.astype(jnp.float32), tree)
-
-
-def penalty(convolve, x, w):
-    """Norm of a vector-Jacobian product through a curved function: every one of the three forms, twice."""
-    y, vjp = jax.vjp(lambda x: jnp.sin(convolve(jnp.tanh(x), w)), x)
-    return jnp.sum(vjp(jnp.cos(y))[0] ** 2)
 
 
 def runs_on_tiles(f, *args):

@@ -10,11 +10,11 @@ import jax
 import tyro
 from tqdm import tqdm
 
-from experiments import RESULTS
 from experiments.benchmarks import attack_cost, page, step_cost
+from experiments.benchmarks.rows import write
 from experiments.benchmarks.step_cost import jax_case, scan_case, torch_case
 from experiments.benchmarks.torch_worker import Worker
-from experiments.lab import record, stopping
+from experiments.lab import stopping
 
 ALL = ("plain", "n = 1", "n = 3", "exact", "on a part, 1/4", "lazily, 4")
 # network -> what is timed; ResNet-18's exact norm takes minutes a step on CPU
@@ -63,6 +63,7 @@ def main(config: Config):
     if config.one_core and len(os.sched_getaffinity(0)) > 1:  # before a process starts: libraries count cores on import
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
         os.execv(sys.executable, [sys.executable, "-m", "experiments.benchmarks", *sys.argv[1:]])
+    place = jax.default_backend() + ("_one_core" if config.one_core else "")
     worker = Worker(len(os.sched_getaffinity(0))) if config.torch else None
     for model in (m for m in config.models if not config.one_core or m in ONE_CORE):
         cases = list(cases_of(model, config, worker))
@@ -70,32 +71,13 @@ def main(config: Config):
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
         rows = [case.row() for case in cases]
         print(page.step_table(rows), flush=True)
-        write(model, rows, config)
+        if config.save:
+            write(f"{model}_{place}", rows, config)
     if config.attacks and worker and not config.one_core:
         rows = attack_cost.measure(worker)
         print(page.attack_table(rows))
-        write("attacks", rows, config)
-
-
-def write(name: str, rows: list[dict], config: Config):
-    """One file a network: its ratios are of one run."""
-    if config.save:
-        place = jax.default_backend() + ("_one_core" if config.one_core else "")
-        settings = {"config": dataclasses.asdict(config), "environment": record.environment(), "machine": machine()}
-        record.write_json(RESULTS / f"benchmark_{name}_{place}.json", settings | {"rows": rows})
-
-
-def machine() -> str:
-    """The processor's name, the cores this process may use, and whether it has AVX-512."""
-    try:
-        with open("/proc/cpuinfo") as file:
-            lines = dict(line.split(":", 1) for line in file if ":" in line)
-    except OSError:
-        return "unknown"
-    facts = {name.strip(): value.strip() for name, value in lines.items()}
-    cores = len(os.sched_getaffinity(0))
-    wide = ", AVX-512" if "avx512f" in facts.get("flags", "") else ""
-    return f"{facts.get('model name', 'unknown')}, {cores} core{'s' if cores > 1 else ''}{wide}"
+        if config.save:
+            write(f"attacks_{place}", rows, config)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@ Command:    python -m experiments.benchmarks.cyclopropagation
 Leaves:     experiments/results/benchmark_cyclopropagation_BACKEND.json
 """
 
+import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
+
 import dataclasses
 import itertools
 import time
@@ -14,11 +16,11 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from experiments import RESULTS
 from experiments.benchmarks import page
+from experiments.benchmarks.rows import write
 from experiments.benchmarks.step_cost import Case, measure
-from experiments.lab import record, stopping
-from jacreg_jax import exact_frobenius_sq, host_memory, penalties
+from experiments.lab import stopping
+from jacreg_jax import exact_frobenius_sq, penalties
 from jacreg_jax.cyclopropagation import TANH, penalty_and_grad, perceptron
 
 SHAPES = {"2 layers of 200": (784, 200, 10), "4 layers of 200": (784, 200, 200, 200, 10), "wide": (784, 1000, 1000, 10)}
@@ -61,7 +63,6 @@ def case_of(label: str, form: str, f, arguments) -> Case:
 
 def main(config: Config):
     """Time all forms on all shapes, print the table, write the result."""
-    host_memory.keep_freed_memory()
     cases = []
     for shape, sizes in SHAPES.items():
         draw = lambda *size: jnp.asarray(np.random.default_rng(0).normal(size=size) / np.sqrt(size[-1]), jnp.float32)
@@ -71,9 +72,7 @@ def main(config: Config):
             cases.append(case_of(f"{shape}, {penalty}", form, f, arguments))
     measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=lambda i: tqdm(i, leave=False))
     rows = [case.row() for case in cases]
-    settings = {"config": dataclasses.asdict(config), "environment": record.environment()}
-    path = RESULTS / f"benchmark_cyclopropagation_{jax.default_backend()}.json"
-    record.write_json(path, settings | {"rows": rows})
+    write(f"cyclopropagation_{jax.default_backend()}", rows, config)
     print(page.cyclopropagation())
 
 

@@ -153,5 +153,4 @@ def rounded_training() -> str:
     return results.table(header, lines)
 
 
-TABLES = {"bars": bars, "benchmark": benchmark, "cyclopropagation": cyclopropagation, "rounding": rounding}
-TABLES["rounded_training"] = rounded_training
+TABLES = {table.__name__: table for table in (bars, benchmark, cyclopropagation, rounding, rounded_training)}

@@ -7,6 +7,8 @@ Command:    python -m experiments.benchmarks.rounded_training
 Leaves:     experiments/results/benchmark_rounded_training_cpu.json
 """
 
+import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
+
 import contextlib
 import dataclasses
 
@@ -16,10 +18,10 @@ import numpy as np
 import tyro
 from tqdm import trange
 
-from experiments import RESULTS
 from experiments.benchmarks import page
-from experiments.lab import record, stopping
-from jacreg_jax import datasets, host_memory, penalties, training
+from experiments.benchmarks.rows import write
+from experiments.lab import stopping
+from jacreg_jax import datasets, penalties, training
 from jacreg_jax.models import DDNet, initialize, predictor, train_mode
 
 
@@ -66,7 +68,6 @@ def trained(form: str, config: Config) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 def main(config: Config):
     """Train three times, compare, write."""
-    host_memory.keep_freed_memory()
     forms = ("plain sums", "tiles", "plain sums, weights moved")
     runs = {form: trained(form, config) for form in forms}
     first, last, logits, loss = runs["plain sums"]
@@ -83,8 +84,7 @@ def main(config: Config):
                 "loss": abs(other_loss - loss),
             }
         )
-    settings = {"config": dataclasses.asdict(config), "environment": record.environment()}
-    record.write_json(RESULTS / "benchmark_rounded_training_cpu.json", settings | {"rows": rows})
+    write("rounded_training_cpu", rows, config)
     print(page.rounded_training())
 
 

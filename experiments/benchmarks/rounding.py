@@ -13,13 +13,13 @@ import tyro
 from jax import lax
 from tqdm import tqdm
 
-from experiments import RESULTS
 from experiments.benchmarks import page
-from experiments.lab import record, stopping
+from experiments.benchmarks.rows import write
+from experiments.lab import stopping
 from jacreg_jax.convolution import conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
-# name -> side of the image, side of the kernel; without padding the outputs lie in tiles of 4, 5 and 3
+# name -> side of the image, side of the kernel; without padding the outputs lie in tiles of 4, 5 and 2
 SHAPES = {"3x3, 30 -> 28": (30, 3), "3x3, 12 -> 10": (12, 3), "5x5, 14 -> 10": (14, 5)}
 FORMS = {"tiles": (conv_general_dilated, None), "plain sums": (conv_general_dilated, "highest")}
 FORMS |= {"XLA's own": (lax.conv_general_dilated, None)}
@@ -74,8 +74,7 @@ def errors(shape: str, config: Config) -> list[dict]:
 def main(config: Config):
     """Measure every shape, print the table, write the result."""
     rows = [row for shape in tqdm(SHAPES, leave=False) for row in errors(shape, config)]
-    settings = {"config": dataclasses.asdict(config), "environment": record.environment()}
-    record.write_json(RESULTS / "benchmark_rounding_cpu.json", settings | {"rows": rows})
+    write("rounding_cpu", rows, config)
     print(page.rounding())
 
 

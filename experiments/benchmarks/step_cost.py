@@ -18,8 +18,8 @@ from jacreg_jax.models import DDNet, LeNet, ResNet18, initialize, train_mode
 from jacreg_jax.pooled_convolution import lax_conv_max_pool
 
 MODELS = {"lenet": LeNet, "ddnet": DDNet, "resnet18": ResNet18, "cnn": CNN, "critic": Critic, "vit": ViT}
-_XLA_OWN = {"conv_general_dilated": jax.lax.conv_general_dilated, "max_pool": nn.max_pool}
 _XLA_CONV = {"conv_general_dilated": jax.lax.conv_general_dilated}
+_XLA_OWN = _XLA_CONV | {"max_pool": nn.max_pool}
 PLAIN_LAX = {"lenet": {"conv_max_pool": lax_conv_max_pool}, "ddnet": _XLA_OWN, "resnet18": _XLA_OWN}
 PLAIN_LAX |= {"cnn": _XLA_CONV, "critic": _XLA_CONV, "vit": {}}
 SHAPES = {"lenet": (28, 28, 1), "ddnet": (32, 32, 3), "resnet18": (32, 32, 3)}

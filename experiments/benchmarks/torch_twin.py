@@ -95,10 +95,8 @@ class ViT(nn.Module):
         super().__init__()
         self.embed, self.positions = nn.Linear(48, channels), nn.Parameter(0.02 * torch.randn(64, channels))
         norms = lambda count: nn.ModuleList(nn.LayerNorm(channels) for _ in range(count))
-        self.norms, self.attentions = (
-            norms(2 * depth + 1),
-            nn.ModuleList(Attention(channels, heads) for _ in range(depth)),
-        )
+        self.norms = norms(2 * depth + 1)
+        self.attentions = nn.ModuleList(Attention(channels, heads) for _ in range(depth))
         wide = lambda: nn.Sequential(
             nn.Linear(channels, 4 * channels), nn.GELU(approximate="tanh"), nn.Linear(4 * channels, channels)
         )

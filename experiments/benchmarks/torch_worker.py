@@ -33,9 +33,8 @@ def _serve(pipe, threads: int):
 
     import torch
 
-    from jacreg_jax import host_memory
+    import experiments.benchmarks.kept_memory  # noqa: F401  as on our side, before torch starts threads
 
-    host_memory.keep_freed_memory()  # as our side does
     torch.set_num_threads(threads)
     steps = []
     while True:
@@ -87,10 +86,10 @@ def _make_step(model, penalty, compiled, device, image, label):
 
     x, y = torch.from_numpy(image).to(device), torch.from_numpy(label).to(device)
     module = torch_twin.MODELS[model]().to(device)
-    is_critic = model == "critic"
-    step = (
-        torch_twin.make_critic_step(module) if is_critic else torch_twin.make_step(module, penalty, compiled=compiled)
-    )
+    if model == "critic":
+        step = torch_twin.make_critic_step(module)
+    else:
+        step = torch_twin.make_step(module, penalty, compiled=compiled)
 
     def run(count):
         for _ in range(count):

@@ -14,6 +14,7 @@ from jacreg_jax.attacks.result import AttackResult, Norm, choose
 from jacreg_jax.attacks.square import square
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import sample_keys
+from jacreg_jax.predictions import with_enough_classes
 from jacreg_jax.types import Array, Function
 
 
@@ -103,10 +104,10 @@ def auto_attack(
     keys = sample_keys(key, len(image))
     result: AttackResult | None = None
     classes = checks.num_classes(jax.eval_shape(f, image), len(image))
-    for i, (name, attack) in enumerate(standard_ensemble(norm=norm, num_queries=num_queries, bounds=bounds).items()):
-        least = getattr(attack, "least_classes", 0)
-        if classes < least:
-            checks.warn(f"{name} is left out: it needs at least {least} classes, f gives {classes}")
+    ensemble = standard_ensemble(norm=norm, num_queries=num_queries, bounds=bounds)
+    can_run = with_enough_classes(ensemble, classes)
+    for i, (name, attack) in enumerate(ensemble.items()):
+        if name not in can_run:
             continue
         new: AttackResult = attack(f, image, y, jax.vmap(jax.random.fold_in, (0, None))(keys, i), epsilon)
         result = new if result is None else _first(result, new)

@@ -1,10 +1,8 @@
 """The trilinear form of a convolution: its geometry, and the shapes of its three partial gradients."""
 
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
-import jax
-from jax import lax
-
+from jacreg_jax.manual_axes import varying
 from jacreg_jax.types import Array
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -52,11 +50,4 @@ def shape_of(result: Role, geometry: Geometry, a: Shape, b: Shape) -> Shape:
 
 def vary_alike(*arrays: Array) -> list[Array]:
     """Inside shard_map: every array varying over the same manual axes, as lax's own operations make them."""
-    axes = [_manual_axes(a) for a in arrays]
-    missing = [tuple(sorted(frozenset.union(*axes) - own)) for own in axes]
-    return [lax.pcast(a, names, to="varying") if names else a for a, names in zip(arrays, missing, strict=True)]
-
-
-def _manual_axes(array: Array) -> frozenset[str]:
-    aval: Any = jax.typeof(array)
-    return aval.vma if hasattr(aval, "vma") else aval.mat.varying
+    return [varying(array, *arrays) for array in arrays]
