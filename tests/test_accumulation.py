@@ -37,6 +37,11 @@ def test_parts_are_the_whole(problem, key, options):
     for part_size in (1, 3, 5, 12, 100):  # 5 does not divide 12
         parts = gradient(in_parts(part_size, loss), state, batch, key)
         chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
+    fewer = jax.tree.map(lambda leaf: leaf[:11], batch)  # parts of 6 and 5, and of 3, 3, 3 and 2
+    whole = gradient(loss, state, fewer, key)
+    for part_size in (6, 3):
+        parts = gradient(in_parts(part_size, loss), state, fewer, key)
+        chex.assert_trees_all_close(parts, whole, rtol=1e-5, atol=1e-6)
 
 
 def test_standard_errors_combine(problem, key):
