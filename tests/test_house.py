@@ -64,6 +64,7 @@ MAP = {
     "certify": (BASE, FLOOR | {"batches", "intervals", "predictions", "programs"}),  # scipy and the attacks lazily
     "datasets": (BASE, FLOOR),
     "datasets/builders.py": (BASE | {"tensorflow_datasets", "PIL"}, set()),  # itself imported lazily
+    "datasets/imagenet.py": ({"tensorflow_datasets"}, set()),  # the same
     "__init__": (set(), {"jacobian", "penalty", "probes"}),
 }
 

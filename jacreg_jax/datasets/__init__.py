@@ -1,9 +1,11 @@
 """The paper's data as uint8 arrays, its preprocessing constants, few-shot subsets and epoch orders.
 
 Nothing here imports tensorflow; tensorflow-datasets, scikit-learn and pillow (`pip install "jacreg-jax[datasets]"`)
-are imported by the functions that need them.
+are imported by the functions that need them, and grain (`"jacreg-jax[streams]"`) by those of `streams`: data that do
+not fit into memory. `images` decodes, crops and flips.
 """
 
+from jacreg_jax.datasets import images as images, streams as streams
 from jacreg_jax.datasets.loading import (
     DATASETS as DATASETS,
     DatasetNotFoundError as DatasetNotFoundError,

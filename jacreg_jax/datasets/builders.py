@@ -17,6 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
+from jacreg_jax.datasets.imagenet import Imagenet2012
+
 
 class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg, misc]
     """Builder of a set of labelled images whose splits fit in memory. A subclass tells where from and how to parse."""
@@ -162,4 +164,4 @@ class Usps(ArrayBuilder, skip_registration=True):  # type: ignore[call-arg]
         return np.round(255 * (pixels + 1) / 2).astype(np.uint8).reshape(-1, 16, 16), labels
 
 
-BUILDERS = {"mnist": Mnist, "usps": Usps, "cifar10": Cifar10}
+BUILDERS = {"mnist": Mnist, "usps": Usps, "cifar10": Cifar10, "imagenet2012": Imagenet2012}

@@ -72,13 +72,15 @@ def prepare(
 ) -> Path:
     """Download a dataset, or take its original files from manual_dir, and write the folder that `load` reads.
 
-    Needs no TensorFlow. Does nothing where the folder exists. Digests of the original files are checked.
+    Needs no TensorFlow. Does nothing where the folder exists. Digests of the original files are checked, but for
+    ImageNet, which is only written, by hours of copying, and read by `streams`.
 
     Args:
-        name: "mnist", "usps" or "cifar10".
+        name: "mnist", "usps", "cifar10" or "imagenet2012".
         data_dir: where to write; None: TFDS_DATA_DIR, else ~/tensorflow_datasets.
         manual_dir: folder with the original files under their original names (train-images-idx3-ubyte.gz ...,
-            usps.bz2 and usps.t.bz2, cifar-10-binary.tar.gz). What it lacks is downloaded.
+            usps.bz2 and usps.t.bz2, cifar-10-binary.tar.gz). What it lacks is downloaded. For ImageNet, which cannot
+            be: that of ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar; None: `<data_dir>/downloads/manual`.
 
     Returns:
         The folder written, `<data_dir>/<name>/<version>`.
@@ -86,12 +88,13 @@ def prepare(
     Raises:
         ValueError: unknown name, or a file that is not the original one.
         ConnectionError: a file could not be downloaded; tried for some minutes.
+        FileNotFoundError: neither archive of ImageNet is there.
         ImportError: the extra `datasets` is not installed.
 
     Example:
         >>> folder = prepare("mnist", "~/tensorflow_datasets")  # doctest: +SKIP
     """
-    _check_name(name, DATASETS[1:])
+    _check_name(name, (*DATASETS[1:], "imagenet2012"))
     folder, _ = _data_folder(data_dir)
     builder = _extra("jacreg_jax.datasets.builders").BUILDERS[name](data_dir=folder, file_format="array_record")
     builder.manual_dir = manual_dir and Path(manual_dir).expanduser()
@@ -104,13 +107,13 @@ def _check_name(name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"name must be one of {', '.join(known)}, got {name!r}")
 
 
-def _extra(module: str) -> Any:
-    """Import a module that comes with, or stands on, the extra `datasets`."""
+def _extra(module: str, extra: str = "datasets") -> Any:
+    """Import a module that comes with, or stands on, an extra."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f'jacreg_jax.datasets needs {error.name or module}: pip install "jacreg-jax[datasets]"'
+            f'jacreg_jax.datasets needs {error.name or module}: pip install "jacreg-jax[{extra}]"'
         ) from error
 
 
