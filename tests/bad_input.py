@@ -303,6 +303,10 @@ def loss_of(make, image=X):
 
 
 TOKENS = jnp.stack([X, X], axis=1)
+PIXELS = np.zeros((4, 6, 3), np.uint8)
+PNG = datasets.images.encoded(PIXELS)
+RECORDS = [{"image": PNG, "label": i} for i in range(3)]
+TRANSFORM = datasets.images.stored
 
 SPECS: dict[str, Spec] = {
     "exact_frobenius_sq": spec(jr.exact_frobenius_sq, FX, x="x", mode="choice", chunk_size="optional count"),
@@ -501,6 +505,47 @@ SPECS: dict[str, Spec] = {
         samples_per_class="shots",
         seed="seed",
     ),
+    "datasets.streams.train_batches": spec(
+        datasets.streams.train_batches,
+        {"source": RECORDS, "transform": TRANSFORM, "batch_size": 2},
+        source="source",
+        transform="function",
+        batch_size="batch size of 3",
+        seed="count from 0",
+        num_workers="count from 0",
+        shard="shard",
+    ),
+    "datasets.streams.eval_batches": spec(
+        datasets.streams.eval_batches,
+        {"source": RECORDS, "transform": TRANSFORM, "batch_size": 2},
+        source="source",
+        transform="function",
+        batch_size="count",
+        num_workers="count from 0",
+        shard="shard",
+    ),
+    "datasets.streams.to_devices": spec(
+        datasets.streams.to_devices, {"batches": [X]}, batches="no iterable", ahead="count", convert="function or None"
+    ),
+    "datasets.images.crop_box": spec(
+        datasets.images.crop_box,
+        {"height": 8, "width": 9, "rng": np.random.default_rng(0)},
+        height="count",
+        width="count",
+        scale="share range",
+        ratio="range",
+    ),
+    "datasets.images.augmented": spec(
+        datasets.images.augmented,
+        {"data": PNG, "rng": np.random.default_rng(0)},
+        size="count",
+        scale="share range",
+        ratio="range",
+    ),
+    "datasets.images.centered": spec(datasets.images.centered, {"data": PNG}, size="count", shorter_side="count"),
+    "datasets.images.stored": spec(datasets.images.stored, {"data": PNG}, channels="channels"),
+    "datasets.images.decode": spec(datasets.images.decode, {"data": PNG}, channels="channels"),
+    "datasets.images.encoded": spec(datasets.images.encoded, {"pixels": PIXELS}, pixels="pixels"),
     "datasets.Preprocessing": spec(datasets.Preprocessing, {"mean": 0.5, "std": 0.5}, mean="mean", std="std"),
     # losses in their calls, and train steps
     "classification_loss in a call": spec(
@@ -866,6 +911,29 @@ KINDS |= {
         "a list": [],
     },
     "no mesh at all": {"a number": 2, "a word": "data", "devices": jax.devices()[:1]},
+    "source": {"none": [], "None": None, "an iterator": iter([]), "3": 3},
+    "batch size of 3": COUNT | {"4": 4, "None": None},
+    "shard": {
+        "2": 2,
+        "of one": (0,),
+        "of three": (0, 1, 2),
+        "(2, 2)": (2, 2),
+        "(-1, 2)": (-1, 2),
+        "of 3 for 2": (0, 3),
+    },
+    "no iterable": {"None": None, "3": 3},
+    "function or None": {"3": 3, "a word": "tanh", "of two arguments": lambda a, b: a},
+    "range": {"None": None, "a number": 0.5, "a list": [0.5, 1.0], "of three": (0.1, 0.2, 0.3), "reversed": (1.0, 0.5)}
+    | {"from 0": (0.0, 1.0), "NaN": (NAN, 1.0), "to infinity": (0.5, INF), "words": ("a", "b")},
+    "share range": {"above 1": (0.5, 1.5), "reversed": (1.0, 0.5), "from 0": (0.0, 1.0), "a number": 0.5},
+    "channels": {"0": 0, "2": 2, "4": 4, "None": None, "'3'": "3"},
+    "pixels": {
+        "floats": np.zeros((4, 6, 3)),
+        "without channels": np.zeros((4, 6), np.uint8),
+        "of 2 channels": np.zeros((4, 6, 2), np.uint8),
+        "a list": [1],
+        "None": None,
+    },
     "few labels": {"none": [], "a matrix": [[1]], "floats": [0.5, 1.5], "words": ["a", "b"], "None": None},
     "mean": {"NaN": NAN, "infinity": INF, "a word": "m", "two, for one std": (0.5, 0.5), "None": None},
     "corner": {"a list": [1.0], "None": None, "integers": np.ones((5, 6), int), "above the upper": X + 0.2},
