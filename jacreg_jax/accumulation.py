@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax import checks
+from jacreg_jax import checks, shares
 from jacreg_jax.metrics import merged
 
 # (params, state, batch, keys) -> (loss, (model_state, metrics)), as for training.make_train_step
@@ -138,7 +138,11 @@ class InParts:
         def over(start: int, parts: int, size: int) -> Any:
             """The mean over equal parts, one after the other."""
             cut = lambda leaf: leaf[start : start + parts * size].reshape(parts, size, *leaf.shape[1:])
-            one = lambda part: transform(self.loss)(params, state, *part)
+
+            def one(part: Any) -> Any:
+                with shares.on_share(None):  # a part is a batch of its own, on any number of devices
+                    return transform(self.loss)(params, state, *part)
+
             return _joined(transform, jax.lax.map(one, jax.tree.map(cut, (batch, keys))), parts)
 
         rest = over(longer * (size + 1), count - longer, size)

@@ -86,12 +86,14 @@ def check_batch(batch: Any, name: str = "batch", *, shares: int = 1) -> None:
     raise ValueError(f"{name} must split evenly over {shares} devices, got {next(iter(rows))} rows")
 
 
-def check_rows(indices: Any, count: int, axes: str = "[T, B]") -> None:
+def check_rows(indices: Any, count: int, axes: str = "[T, B]", *, shares: int = 1) -> None:
     """Integers of this many axes, and where they are at hand none outside of the data: a gather would clamp it.
+
+    The rows of each step must split over `shares` devices, or the models of [M, T, B].
 
     Raises:
         TypeError: no array of integers.
-        ValueError: another number of axes, no rows, or a row outside of [0, count).
+        ValueError: another number of axes, no rows, or a row outside of [0, count); what does not split.
     """
     if not hasattr(indices, "shape") or not hasattr(indices, "dtype"):
         raise TypeError(f"indices must be an array of integers {axes}, got {type(indices).__name__}")
@@ -99,6 +101,9 @@ def check_rows(indices: Any, count: int, axes: str = "[T, B]") -> None:
         raise TypeError(f"indices must be integers, got {indices.dtype}")
     if indices.ndim != axes.count(",") + 1 or not indices.shape[-1]:
         raise ValueError(f"indices must be {axes}, B rows for each step, got shape {tuple(indices.shape)}")
+    split, what = (indices.shape[0], "models") if axes.startswith("[M") else (indices.shape[-1], "rows for each step")
+    if split % shares:
+        raise ValueError(f"indices must split evenly over {shares} devices, got {split} {what}")
     if not _is_at_hand(indices):
         return
     found = np.asarray(indices)

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax import checks
+from jacreg_jax import checks, shares
 
 _PERTURBATION, _MODEL, _PART = 1, 2, 3
 
@@ -72,13 +72,27 @@ def normal_like(key: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def model_key(keys: jax.Array) -> jax.Array:
-    """The key that the model of a training step draws from, such as its dropout mask; keys [B] of the rows."""
-    return jax.random.fold_in(keys[0], _MODEL)
+    """The key that the model of a training step draws from, such as its dropout mask; keys [B] of the rows.
+
+    On a share of a batch, its draws of the shape [B, ...] are these rows of the draw for the whole.
+    """
+    return shares.whole_batch_key(keys[0], lambda key: jax.random.fold_in(key, _MODEL))
 
 
-def part_key(keys: jax.Array) -> jax.Array:
-    """The key that draws which rows are penalised; keys [B] of the rows."""
-    return jax.random.fold_in(keys[0], _PART)
+def part_keys(keys: jax.Array) -> jax.Array:
+    """The keys that draw which rows are penalised.
+
+    Args:
+        keys: [G], of the first row of each group.
+
+    Returns:
+        [G] typed keys.
+
+    Example:
+        >>> part_keys(jax.random.split(jax.random.key(0), 2)).shape
+        (2,)
+    """
+    return jax.vmap(lambda key: jax.random.fold_in(key, _PART))(keys)
 
 
 def perturbation_keys(keys: jax.Array) -> jax.Array:

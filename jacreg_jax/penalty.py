@@ -1,5 +1,6 @@
 """What goes in a loss: the Jacobian penalty beside the logits, from one shared forward pass (Algorithm 1, Eqs. 4-5)."""
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 from jax.extend.core import Var
 
 from jacreg_jax import checks
-from jacreg_jax.keys import part_key, sample_keys
+from jacreg_jax.keys import part_keys, sample_keys
 from jacreg_jax.mean_norm import mean_exact, mean_projected
 from jacreg_jax.probes import Probe
 from jacreg_jax.programs import once
@@ -205,7 +206,9 @@ def on_random_rows(
 ) -> tuple[Any, Any]:
     """(f(x), what penalise(x', keys', *rest') finds) with the primed ones on max(1, round(fraction B)) random rows.
 
-    f is called on the rows that are left; with needs_whole on all of them, since its result is not made of rows.
+    Of m rows among B, m / g come from each of g = gcd(m, B) groups of consecutive rows, drawn by the key of the group's
+    first row: every row is as likely as another, and devices whose number divides g draw the rows that one device
+    draws. f is called on the rows that are left; with needs_whole on all of them, as its result is not made of rows.
 
     Raises:
         ValueError: fraction outside (0, 1].
@@ -216,14 +219,24 @@ def on_random_rows(
     if size == batch:
         return penalise(x, key, *rest)
     keys = sample_keys(key, batch)
-    order = jax.random.permutation(part_key(keys), batch)
+    part, others = _random_part(keys, size)
     rows = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
-    part, others = order[:size], order[size:]
     if needs_whole:
         value = f(x)
         _, found = penalise(rows(x, part), keys[part], *rows(rest, part))
         return value, found
     value_part, found = penalise(rows(x, part), keys[part], *rows(rest, part))
-    back = jnp.argsort(order)
+    back = jnp.argsort(jnp.concatenate([part, others]))
     value = jax.tree.map(lambda a, b: jnp.concatenate([a, b])[back], value_part, f(rows(x, others)))
     return value, found
+
+
+def _random_part(keys: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:
+    """Indices [size] of random rows, as many from each group of rows, and those of the others."""
+    batch = keys.shape[0]
+    groups = math.gcd(size, batch)
+    length = batch // groups
+    order = jax.vmap(lambda key: jax.random.permutation(key, length))(part_keys(keys[::length]))
+    order = order + length * jnp.arange(groups, dtype=order.dtype)[:, None]
+    drawn = size // groups
+    return order[:, :drawn].reshape(-1), order[:, drawn:].reshape(-1)

@@ -1,4 +1,8 @@
-"""One training body over many devices: a data mesh, and the backends jit, shard_map and pmap over it."""
+"""One training body over many devices: a data mesh, and the backends jit, shard_map and pmap over it.
+
+Each device runs the program of one device on its share of the batch, and one all-reduce sums the gradients, whatever
+the backend. The compiler places nothing by itself: it would gather activations, or do the whole batch on every device.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, TypeAlias
@@ -9,12 +13,20 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from jacreg_jax import checks
+from jacreg_jax.collectives import (
+    mean_over_devices as mean_over_devices,
+    row_keys as row_keys,
+    share_of_mean as share_of_mean,
+    stacked_over_devices as stacked_over_devices,
+    sum_over_devices as sum_over_devices,
+    varying as varying,
+)
 from jacreg_jax.guard import check_batch
-from jacreg_jax.keys import check_key
 from jacreg_jax.types import PyTree
 
 AXIS = "data"
 Backend: TypeAlias = Literal["jit", "shard_map", "pmap"]
+ON_ROWS = P(AXIS)
 BACKENDS = ("jit", "shard_map", "pmap")
 Step: TypeAlias = Callable[..., tuple[Any, dict[str, Any]]]  # (state, batch) -> (state, metrics)
 
@@ -112,96 +124,20 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
-def row_keys(key: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
-    """One key for each row this device holds, folded from its place in the whole batch.
-
-    So the noise of a sample is the same on 1, 2 or 8 devices and under every backend; a replicated key would give
-    every shard the same draw.
-
-    Args:
-        key: typed key of the step.
-        rows: of this device.
-        axis_name: of the mesh inside of shard_map and pmap, None elsewhere.
-
-    Returns:
-        [rows] typed keys.
-
-    Raises:
-        TypeError: key is not a typed key.
-        ValueError: rows is no count.
-
-    Example:
-        >>> row_keys(jax.random.key(0), 3, None).shape
-        (3,)
-    """
-    check_key(key)
-    checks.count("rows", rows, least=0)
-    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(rows))
-
-
-def varying(tree: PyTree, axis_name: str | None) -> PyTree:
-    """The replicated tree marked as each device's own, so that its gradient is this device's share alone.
-
-    Without it the gradient in shard_map comes back already summed, and a later mean is N times too large.
-
-    Args:
-        tree: pytree of arrays.
-        axis_name: of the mesh inside of shard_map and pmap, None elsewhere: the tree itself.
-
-    Returns:
-        The same.
-
-    Example:
-        >>> varying(1.0, None)
-        1.0
-    """
-    return tree if axis_name is None else jax.lax.pcast(tree, axis_name, to="varying")
-
-
-def mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
-    """The mean of every inexact leaf over the axis; the tree itself on one device or under jit.
-
-    Counters, flags and keys keep their type: the largest over the devices, which all hold the same.
-
-    Args:
-        tree: pytree of arrays.
-        axis_name: of the mesh inside of shard_map and pmap, None elsewhere.
-
-    Returns:
-        The same, alike on all devices.
-
-    Example:
-        >>> mean_over_devices(1.0, None)
-        1.0
-    """
-    if axis_name is None:
-        return tree
-
-    def mean(leaf: jax.Array) -> jax.Array:
-        if jnp.issubdtype(leaf.dtype, jnp.inexact):
-            return jax.lax.pmean(leaf, axis_name)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            data = mean(jax.random.key_data(leaf))
-            return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
-        if leaf.dtype == bool:
-            return jax.lax.pmax(leaf.astype(jnp.int8), axis_name).astype(bool)
-        return jax.lax.pmax(leaf, axis_name)
-
-    return jax.tree.map(mean, tree)
-
-
-def map_over_devices(body: Step, mesh: Mesh | None, backend: Backend = "jit", *, donate: bool = True) -> Step:
+def map_over_devices(
+    body: Step, mesh: Mesh | None, backend: Backend = "jit", *, donate: bool = True, batch_specs: Any = ON_ROWS
+) -> Step:
     """Compile body(state, batch, axis_name) -> (state, metrics) over the mesh; the result is called (state, batch).
 
-    The state is replicated and the batch split along its leading axis. Under jit axis_name is None and the compiler
-    places the sums; under shard_map and pmap it is "data" and the body averages by itself.
+    The state is replicated and the batch split. The body runs on each device, on its share, and averages by itself over
+    the axis "data". "jit" places what it is given on the mesh; "shard_map" is the same program.
 
     Args:
-        body: see above; one body serves the three backends.
+        body: see above; one body serves the three backends. On one device axis_name is None.
         mesh: from `data_mesh`; None: one device, no sharding (jit only).
         backend: "jit", "shard_map" or "pmap".
         donate: give the buffers of the old state to the new one.
+        batch_specs: `PartitionSpec` of the batch, or a tuple of them for a tuple; the leading axis by default.
 
     Returns:
         Compiled function (state, batch) -> (state, metrics).
@@ -226,23 +162,66 @@ def map_over_devices(body: Step, mesh: Mesh | None, backend: Backend = "jit", *,
     on_axis: Step = lambda state, batch: body(state, batch, AXIS)
     if mesh is None:
         return jax.jit(lambda state, batch: body(state, batch, None), donate_argnums=donated)
+    if backend == "pmap":
+        return _pmapped(on_axis, list(mesh.devices.flat), batch_specs)
+    mapped = jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), batch_specs), out_specs=(P(), P()))
+    placed = {}
     if backend == "jit":
-        whole, split = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
-        return jax.jit(
-            lambda state, batch: body(state, batch, None),
-            donate_argnums=donated,
-            in_shardings=(whole, split),
-            out_shardings=(whole, whole),
-        )
-    if backend == "shard_map":
-        mapped = jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), P(AXIS)), out_specs=(P(), P()))
-        return jax.jit(mapped, donate_argnums=donated)
-    return _pmapped(on_axis, list(mesh.devices.flat))
+        on_mesh = lambda specs: jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
+        placed = {"in_shardings": on_mesh((P(), batch_specs)), "out_shardings": on_mesh((P(), P()))}
+    return jax.jit(mapped, donate_argnums=donated, **placed)
 
 
-def _pmapped(on_axis: Step, devices: list[jax.Device]) -> Step:
+def _pmapped(on_axis: Step, devices: list[jax.Device], batch_specs: Any) -> Step:
     """The body under pmap, called with whole batches."""
+    split_axes = jax.tree.map(lambda spec: spec.index(AXIS) if AXIS in spec else None, batch_specs)
     # in_axes and out_axes None: the state stays unstacked, one format for checkpoints of all backends
-    mapped = jax.pmap(on_axis, axis_name=AXIS, in_axes=(None, 0), out_axes=None, devices=devices)
-    stack = lambda leaf: leaf.reshape(len(devices), leaf.shape[0] // len(devices), *leaf.shape[1:])
-    return lambda state, batch: mapped(state, jax.tree.map(stack, batch))
+    in_axes = None, jax.tree.map(lambda axis: 0, split_axes)  # None is no leaf: it stays
+    mapped = jax.pmap(on_axis, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices)
+
+    def stacked(axis: int | None, tree: PyTree) -> PyTree:
+        if axis is None:
+            return tree
+        shape = lambda leaf: (*leaf.shape[:axis], len(devices), -1, *leaf.shape[axis + 1 :])
+        return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(shape(leaf)), axis, 0), tree)
+
+    stack = lambda batch: jax.tree.map(stacked, split_axes, batch, is_leaf=lambda axis: axis is None)
+    step: Any = lambda state, batch: mapped(state, stack(batch))
+    step.lower = lambda state, batch: mapped.lower(state, jax.eval_shape(stack, batch))  # as a jitted function has it
+    return step
+
+
+def map_over_members(
+    train: Callable[..., Any], mesh: Mesh | None, backend: Backend = "jit", *, donate: bool = True
+) -> Callable[..., Any]:
+    """Compile train(state, data, indices) of M models with a leading axis [M]; each device trains its share of them.
+
+    Args:
+        train: function of the models that are here, such as a `jax.vmap`.
+        mesh: from `data_mesh`; None: one device.
+        backend: "jit"; the others have nothing to add.
+        donate: give the buffers of the old state to the new one.
+
+    Returns:
+        Compiled function; the data are the same for all models.
+
+    Raises:
+        ValueError: another backend; mesh without an axis "data".
+        TypeError: mesh is none.
+
+    Example:
+        >>> double = lambda state, data, indices: (2 * state, {})
+        >>> step = map_over_members(double, data_mesh(jax.devices()[:1]))
+        >>> step(jnp.ones(4), jnp.ones(()), jnp.zeros(4, int))[0].tolist()
+        [2.0, 2.0, 2.0, 2.0]
+    """
+    checks.one_of("backend", backend, ("jit",))
+    checks.function("train", train, ("state", "data", "indices"))
+    donated = (0,) if donate else ()
+    if mesh is None:
+        return jax.jit(train, donate_argnums=donated)
+    check_mesh(mesh)
+    specs = P(AXIS), P(), P(AXIS)
+    mapped = jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=P(AXIS))
+    placed = tuple(NamedSharding(mesh, spec) for spec in specs)
+    return jax.jit(mapped, donate_argnums=donated, in_shardings=placed)

@@ -13,8 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 
-from jacreg_jax import checks, sharding
+from jacreg_jax import checks, sharding, shares
 from jacreg_jax.accumulation import ARGUMENTS, Loss, in_parts as in_parts, lazily as lazily
 from jacreg_jax.concrete import Deferred, deferred
 from jacreg_jax.guard import Guarded, by_name, check_batch, check_is_state, check_optimizer, check_rows, check_state
@@ -123,29 +124,39 @@ def make_train_step(
     tests: list[Deferred] = []
     body = partial(_update, loss, optimizer, tests)
     compiled = sharding.map_over_devices(body, mesh, backend, donate=donate)
-    shares = 1 if mesh is None else mesh.size if backend == "pmap" else mesh.shape[sharding.AXIS]
+    devices = 1 if mesh is None else mesh.shape[sharding.AXIS]
 
     def data_of(state: TrainState, batch: PyTree) -> PyTree:
-        check_batch(batch, shares=shares)
+        check_batch(batch, shares=devices)
         return batch
 
     return Guarded(compiled, data_of, tests)
 
 
 def make_train_steps(
-    loss: Loss, optimizer: optax.GradientTransformation, *, donate: bool = True, together: bool = False
+    loss: Loss,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    backend: sharding.Backend = "jit",
+    donate: bool = True,
+    together: bool = False,
 ) -> Callable[..., tuple[TrainState, dict[str, Array]]]:
     """Many training steps in one dispatch: steps(state, data, indices) -> (state, metrics [T]).
 
     The data set lives on the device and every batch is gathered there, so that the host is idle between logs. From
-    the first step on that is not finite the state stays as it was.
+    the first step on that is not finite the state stays as it was. Over a mesh the data set lies on every device, and
+    each gathers its share of every batch.
 
     Args:
         loss: as for `make_train_step`.
         optimizer: an optax transformation.
+        mesh: from `sharding.data_mesh`; None for one device.
+        backend: "jit", "shard_map" or "pmap".
         donate: reuse the buffers of the old state.
         together: train M models in one program; every leaf of the state, the indices and the metrics then has a
-            leading axis [M], and each model comes out as it would alone.
+            leading axis [M], and each model comes out as it would alone. Over a mesh, which jit alone then takes, each
+            device trains its share of the models, on whole batches.
 
     Returns:
         Compiled function of the state, the data (pytree of [N, ...]) and integer indices [T, B].
@@ -166,24 +177,31 @@ def make_train_steps(
     _check(loss, optimizer)
     tests: list[Deferred] = []
 
-    def steps(state: TrainState, data: PyTree, indices: Array) -> tuple[TrainState, dict[str, Array]]:
+    def steps(state: TrainState, batches: tuple[PyTree, Array], axis_name: str | None = None) -> Any:
+        data, indices = batches
         first = state.step
 
         def body(state: TrainState, indexed: tuple[Array, Array]) -> tuple[TrainState, dict[str, Array]]:
             i, index = indexed
             batch = jax.tree.map(lambda leaf: leaf[index], data)
-            return _update(loss, optimizer, tests, state, batch, None, alive=state.step == first + i)
+            return _update(loss, optimizer, tests, state, batch, axis_name, alive=state.step == first + i)
 
         return jax.lax.scan(body, state, (jnp.arange(indices.shape[0]), indices))
 
     if together:
-        steps = jax.vmap(steps, in_axes=(0, None, 0))
-    compiled = jax.jit(steps, donate_argnums=(0,) if donate else ())
+        each = jax.vmap(lambda state, data, indices: steps(state, (data, indices)), in_axes=(0, None, 0))
+        compiled: Any = sharding.map_over_members(each, mesh, backend, donate=donate)
+    else:
+        specs = PartitionSpec(), PartitionSpec(None, sharding.AXIS)
+        mapped: Any = sharding.map_over_devices(steps, mesh, backend, donate=donate, batch_specs=specs)
+        compiled = lambda state, data, indices: mapped(state, (data, indices))
+        compiled.lower = lambda state, data, indices: mapped.lower(state, (data, indices))
+    devices = 1 if mesh is None else mesh.shape[sharding.AXIS]
 
     def data_of(state: TrainState, data: PyTree, indices: Any) -> PyTree:
         check_is_state(state)
         check_batch(data, "data")
-        check_rows(indices, len(jax.tree.leaves(data)[0]), "[M, T, B]" if together else "[T, B]")
+        check_rows(indices, len(jax.tree.leaves(data)[0]), "[M, T, B]" if together else "[T, B]", shares=devices)
         if jnp.ndim(state.step) != together:
             wanted = "[M] in front of every leaf where together=True" if together else "that of one model"
             raise ValueError(f"state must be {wanted}, got step of shape {jnp.shape(state.step)}")
@@ -231,16 +249,22 @@ def _update(
     """The step itself, on this device's share of the batch."""
     check_state(state, optimizer)
     rows = jax.tree.leaves(batch)[0].shape[0]
-    keys = sharding.row_keys(jax.random.fold_in(state.key, state.step), rows, axis_name)
+    key = jax.random.fold_in(state.key, state.step)
+    keys = sharding.row_keys(key, rows, axis_name)
     params = sharding.varying(state.params, axis_name)
-    with deferred(by_name(batch)) as left:
-        (value, (model_state, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(params, state, batch, keys)
+    share = None if axis_name is None else shares.Share(axis_name, rows, sharding.row_keys(key, 1, None)[0])
+    with deferred(by_name(batch)) as left, shares.on_share(share):
+        part = sharding.share_of_mean(loss, axis_name)  # its gradients are summed, not averaged
+        (value, (model_state, metrics)), grads = jax.value_and_grad(part, has_aux=True)(params, state, batch, keys)
     tests[:] = left
-    grads, model_state, value = sharding.mean_over_devices((grads, model_state, value), axis_name)
+    grads, value = sharding.sum_over_devices((grads, value), axis_name)
+    model_state = sharding.mean_over_devices(model_state, axis_name)
     grad_norm = optax.tree.norm(grads)
 
     def value_of(params: PyTree) -> Array:  # for line searches
-        found: Array = sharding.mean_over_devices(loss(params, state, batch, keys)[0], axis_name)
+        with shares.on_share(share):
+            mine = loss(sharding.varying(params, axis_name), state, batch, keys)[0]
+        found: Array = sharding.mean_over_devices(mine, axis_name)
         return found
 
     extra = {"value": value, "grad": grads, "value_fn": value_of}
@@ -251,7 +275,8 @@ def _update(
     ok = alive & jnp.isfinite(value) & jnp.isfinite(grad_norm)
     kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
     if axis_name is not None:
-        metrics = merged(metrics, partial(jax.lax.pmean, axis_name=axis_name), jax.lax.axis_size(axis_name))
+        each = sharding.stacked_over_devices(metrics, axis_name)
+        metrics = merged(each, partial(jnp.mean, axis=0), jax.lax.axis_size(axis_name))
     metrics.pop("penalty_count", None)
     return kept, {"loss": value, "grad_norm": grad_norm, **metrics}
 

@@ -1,12 +1,18 @@
 """equinox modules of single samples."""
 
+import contextlib
 import inspect
+import sys
+import types
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 
+from jacreg_jax import shares
 from jacreg_jax.functional import Functional, at_batch_statistics, reads_running_statistics
 from jacreg_jax.interop.function import require
 from jacreg_jax.types import PyTree
@@ -46,7 +52,9 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
         axes = None if keys is None else 0
         if isinstance(state, equinox.nn.State):
             one = lambda x, state, key: merged(x, state, **options(key))
-            return jax.vmap(one, in_axes=(0, None, axes), out_axes=(0, None), axis_name="batch")(x, state, keys)
+            mapped = jax.vmap(one, in_axes=(0, None, axes), out_axes=(0, None), axis_name="batch")
+            with _over_whole_batch(equinox):
+                return mapped(x, state, keys)
         one_stateless = lambda x, key: merged(x, **options(key))
         return jax.vmap(one_stateless, in_axes=(0, axes), axis_name="batch")(x, keys), state
 
@@ -59,6 +67,26 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
     rebuild = lambda params, state: (equinox.combine(params, rest), state)
     initial = {} if state is None else state
     return Functional(call, params, initial, train, evaluate, at_batch_statistics(statistics, evaluate), rebuild)
+
+
+@contextlib.contextmanager
+def _over_whole_batch(equinox: Any) -> Iterator[None]:
+    """On a share of a batch, every BatchNorm averages over the axis of the mesh too.
+
+    shard_map refuses a mean over the named axis of a `vmap`, which is how BatchNorm averages. So the mean that it calls
+    is one that knows what to do under `vmap`, and needs no name.
+    """
+    axis = shares.batch_axis()
+    if axis is None:
+        yield
+        return
+    over_rows = jax.custom_batching.custom_vmap(lambda x: x)
+    over_rows.def_vmap(lambda size, is_batched, x: (jax.lax.pmean(jnp.mean(x, axis=0), axis), False))
+    of_channel = jax.custom_batching.custom_vmap(over_rows)  # BatchNorm's own vmap, over the channels, is the inner one
+    of_channel.def_vmap(lambda size, is_batched, x: (over_rows(x), True))
+    lax = types.SimpleNamespace(**vars(jax.lax) | {"pmean": lambda x, name: of_channel(x)})
+    with mock.patch.object(sys.modules[equinox.nn.BatchNorm.__module__], "lax", lax):
+        yield
 
 
 def _afresh(equinox: Any, model: Any, state: Any) -> Any:

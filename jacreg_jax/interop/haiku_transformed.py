@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jacreg_jax import shares
 from jacreg_jax.functional import Functional, at_batch_statistics, reads_running_statistics
 from jacreg_jax.interop.function import require
 from jacreg_jax.types import Apply, PyTree
@@ -40,9 +41,17 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options
     require(stateful or isinstance(transformed, haiku.Transformed), "haiku.Transformed", transformed, "transformed")
 
     def call(params: PyTree, state: PyTree, x: Any, key: Any = None, **mode: Any) -> tuple[Any, PyTree]:
-        if stateful:
-            return transformed.apply(params, state, key, x, **options | mode)
-        return transformed.apply(params, key, x, **options | mode), state
+        with haiku.intercept_methods(over_whole_batch):
+            if stateful:
+                return transformed.apply(params, state, key, x, **options | mode)
+            return transformed.apply(params, key, x, **options | mode), state
+
+    def over_whole_batch(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        """On a share of a batch, BatchNorm averages over the axis of the mesh too."""
+        is_call = isinstance(context.module, haiku.BatchNorm) and context.method_name == "__call__"
+        if shares.batch_axis() is not None and is_call:
+            context.module.cross_replica_axis = context.module.cross_replica_axis or shares.batch_axis()
+        return method(*args, **kwargs)
 
     def statistics(params: PyTree, state: PyTree, x: Any, key: Any) -> PyTree:
         """A train-mode pass from averages of no batch leaves the batch's own: haiku's averages are debiased."""

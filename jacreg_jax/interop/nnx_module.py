@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 
+from jacreg_jax import shares
 from jacreg_jax.functional import Functional, reads_running_statistics
 from jacreg_jax.interop.function import require
 from jacreg_jax.types import PyTree
@@ -42,6 +43,8 @@ def from_nnx(model: Any) -> Functional:
         module = nnx.merge(graph, params, streams, state, copy=True)
         if mode:
             getattr(module, mode)()
+        for node in _batch_norms(nnx, module) if shares.batch_axis() else ():
+            node.axis_name = node.axis_name or shares.batch_axis()  # averages over the axis of the mesh too
         if key is not None and is_random:
             found = (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream))
             nnx.reseed(module, **dict.fromkeys(sorted({str(stream.tag) for stream in found}), key))
@@ -71,6 +74,10 @@ def from_nnx(model: Any) -> Functional:
         batch_statistics=at_batch,
         rebuild=lambda params, state: nnx.merge(graph, params, streams, state, copy=True),
     )
+
+
+def _batch_norms(nnx: Any, model: Any) -> list[Any]:
+    return [node for _, node in nnx.iter_graph(model) if isinstance(node, nnx.BatchNorm)]
 
 
 def _running(nnx: Any, model: Any) -> list[tuple[Any, str]]:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jacreg_jax import checks
+from jacreg_jax import checks, shares
 from jacreg_jax.functional import Output, at_batch_statistics, reads_running_statistics
 from jacreg_jax.keys import check_key
 from jacreg_jax.types import Apply, PyTree
@@ -195,6 +195,14 @@ def _without_momentum(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
     return method(*args, **kwargs)
 
 
+def _over_whole_batch(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+    """On a share of a batch, BatchNorm averages over the axis of the mesh too."""
+    axis, module = shares.batch_axis(), context.module
+    if axis is not None and isinstance(module, nn.BatchNorm) and module.axis_name is None:
+        object.__setattr__(module, "axis_name", axis)  # of this call's own copy of the module
+    return method(*args, **kwargs)
+
+
 class _Evaluate:
     """Eval mode; equal for equal modules, so that predictors of one module share a compiled program."""
 
@@ -227,7 +235,8 @@ def _applied(
     if is_frozen:
         return module.apply(variables, x, **options), model_state
     rngs = None if key is None else {"dropout": key}
-    output, new = module.apply(variables, x, rngs=rngs, mutable=list(model_state), **options)
+    with nn.intercept_methods(_over_whole_batch):
+        output, new = module.apply(variables, x, rngs=rngs, mutable=list(model_state), **options)
     return output, _without_sown(model_state, dict(new))
 
 
