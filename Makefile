@@ -12,7 +12,7 @@ venv: .venv/.done  ## the environment with all that the tests need, from the loc
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
-peers: .venv/.peers  ## torch, foolbox, pyautoattack: only for cross-checks and benchmarks
+peers: .venv/.peers  ## torch, torchvision, foolbox, pyautoattack: only for cross-checks and benchmarks
 
 .venv/.peers: .venv/.done requirements-peers.txt
 	$(BIN)/python -m pip install --quiet -r requirements-peers.txt

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.benchmarks import small_imagenet
+from experiments.benchmarks import imagenet_step, small_imagenet
 from experiments.lab import batches, problems, streams
 from experiments.lab.problems import IMAGENET_RESNET18, MNIST_LENET
 from jacreg_jax import evaluation, sharding
@@ -58,3 +58,18 @@ def test_imagenet_is_cropped_and_flipped_in_training_alone(tmp_path):
     assert once.keys() == again.keys()
     assert all(np.abs(once[label] - again[label]).max() > 0.1 for label in once)
     assert test["weight"].tolist() == [1.0] * 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("part", "gibibytes"), [("step", 3), ("norm", 2.5)])
+def test_imagenet_fits_here(part, gibibytes):
+    """One step of ResNet-18 at 224 x 224, C = 1000, n = 1, B = 8, and an exact norm in chunks, in a stated memory."""
+    found = imagenet_step.measured(part, imagenet_step.Config())
+    assert found["peak_bytes"] < gibibytes * 2**30
+    assert all(np.isfinite(value) for value in found.values() if not isinstance(value, str))
+    if part == "step":
+        assert 6 < found["cross_entropy"] < 10  # log 1000 is 6.9
+        assert found["penalty"] > 0
+    else:
+        assert found["norm"] > 0
+        assert found["temporary_bytes"] < found["temporary_bytes_at_once"] / 50

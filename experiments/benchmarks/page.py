@@ -153,4 +153,33 @@ def rounded_training() -> str:
     return results.table(header, lines)
 
 
-TABLES = {table.__name__: table for table in (bars, benchmark, cyclopropagation, rounding, rounded_training)}
+def input_rate() -> str:
+    """Images a second that one core reads, decodes and crops."""
+    result = benchmark_result("input_rate")
+    if result is None:
+        return "not run"
+    lines: dict[str, list] = {}
+    for r in result["rows"]:
+        lines.setdefault(r["transform"], []).append(f"{r['images_per_second']:.0f}")
+    header = [f"images a second of one core ({result['machine']})", "in the process that trains", "by a worker"]
+    return results.table(header, [[name, *rates] for name, rates in lines.items()])
+
+
+def imagenet_step() -> str:
+    """Time and peak memory of ResNet-18 at 224 x 224 with 1,000 classes."""
+    result = benchmark_result("imagenet_step")
+    if result is None:
+        return "not run"
+    config, (step, norm) = result["config"], result["rows"]
+    names = {
+        f"one training step, B = {config['batch_size']}, n = 1": step,
+        f"exact norm of one image, {config['chunk_size']} of 1,000 rows at once": norm,
+    }
+    lines = [[name, f"{row['seconds']:.1f}", f"{row['peak_bytes'] / 2**30:.1f}"] for name, row in names.items()]
+    at_once = f"{norm['temporary_bytes_at_once'] / 2**30:.0f}, by the compiler's count"
+    lines.append(["exact norm of one image, all rows at once", "not run", at_once])
+    return results.table([f"ResNet-18 at 224 x 224 ({result['machine']})", "seconds", "peak memory, GiB"], lines)
+
+
+OWN = (bars, benchmark, cyclopropagation, rounding, rounded_training, input_rate, imagenet_step)
+TABLES = {table.__name__: table for table in OWN}
