@@ -50,8 +50,12 @@ def _main():
         sys.exit(f"unknown experiment {sys.argv[1]!r}; {listing}")
     prepare_process()  # before other imports start threads
     module, config = parse(sys.argv[1], sys.argv[2:])
+    from experiments.lab import world
+
     try:
-        run(module, config)
+        world.join(getattr(config, "hosts", world.Hosts()))
+        with world.faults_of_others():
+            run(module, config)
     except (ValueError, TypeError, OSError, FloatingPointError) as error:  # a failed download is an OSError
         if os.environ.get("JACREG_TRACEBACK"):
             raise

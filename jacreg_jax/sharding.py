@@ -26,7 +26,7 @@ from jacreg_jax.types import PyTree
 
 AXIS = "data"
 Backend: TypeAlias = Literal["jit", "shard_map", "pmap"]
-ON_ROWS = P(AXIS)
+WHOLE, ON_ROWS = P(), P(AXIS)
 BACKENDS = ("jit", "shard_map", "pmap")
 Step: TypeAlias = Callable[..., tuple[Any, dict[str, Any]]]  # (state, batch) -> (state, metrics)
 

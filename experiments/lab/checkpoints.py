@@ -1,4 +1,7 @@
-"""Checkpoints by Orbax, each with the digests of its files beside it; the newest that is whole is gone on with."""
+"""Checkpoints by Orbax, each with the digests of its files beside it; the newest that is whole is gone on with.
+
+Every process of a run takes part in writing and reading; the first one looks at the files, and says which to read.
+"""
 
 import contextlib
 import gc
@@ -12,7 +15,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from experiments.lab import disk, record
+from experiments.lab import disk, record, world
 
 KEPT = 2  # the newest, and the one before it
 
@@ -56,8 +59,9 @@ class Checkpoints:
             ValueError: there are some, and none is whole; with their paths and the remedy.
         """
         abstract, faults = jax.tree.map(ocp.utils.to_shape_dtype_struct, state), {}
-        for step in self.steps():
-            faults[step] = self.fault(step) or ("" if step in logged else "metrics.jsonl holds no row of it")
+        for step in world.agreed(self.steps()):
+            unlogged = "" if step in logged else "metrics.jsonl holds no row of it"
+            faults[step] = world.agreed(self.fault(step) or unlogged if world.is_first() else "")
             if not faults[step]:
                 try:
                     state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
@@ -96,7 +100,7 @@ class Checkpoints:
         Raises:
             OSError: it cannot be written; those before it are as they were.
         """
-        before, path = self.steps(), self.folder / str(step)
+        before, path = world.agreed(self.steps()), self.folder / str(step)
         if step in before:
             return
         with _quiet():
@@ -116,6 +120,9 @@ class Checkpoints:
         """Write a checkpoint and its digests; what went wrong, empty where nothing did."""
         try:
             self.manager.save(step, args=ocp.args.StandardSave(state))
+            world.meet(f"checkpoint {step} is written")
+            if not world.is_first():
+                return ""
             record.write_text(self._digests(step), _as_text(digests(self.folder / str(step))))
         except Exception as error:  # Orbax does not say what it raises
             return disk.NO_SPACE if disk.NO_SPACE in str(error) else f"{type(error).__name__}: {error}"
@@ -130,9 +137,11 @@ class Checkpoints:
         return self.folder / f"{step}.sha256"
 
     def _remove(self, step: int):
-        for path in (self.folder / str(step), *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")):
-            shutil.rmtree(path, ignore_errors=True)
-        self._digests(step).unlink(missing_ok=True)
+        if world.is_first():
+            for path in (self.folder / str(step), *self.folder.glob(f"{step}.orbax-checkpoint-tmp*")):
+                shutil.rmtree(path, ignore_errors=True)
+            self._digests(step).unlink(missing_ok=True)
+        world.meet(f"checkpoint {step} is removed")
         self.manager.reload()
 
 

@@ -4,6 +4,8 @@ import dataclasses
 from pathlib import Path
 
 from experiments import RESULTS, RUNS
+from experiments.lab.world import Hosts
+from jacreg_jax.sharding import Backend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +28,13 @@ class Options:
     together: int | None = None
     """Models trained in one compiled program, vmapped over seeds and regularizers; None: 25, and 1 on CPU, where more
     are no faster."""
-    devices: int = 1
-    """Over which every batch is spread."""
+    devices: int | None = None
+    """Over which every batch is spread, or the models that train together; None: one, and all where several processes
+    take part. JAX_NUM_CPU_DEVICES=8 makes a CPU look like 8."""
+    backend: Backend = "jit"
+    """How a batch is spread: the same numbers by all three."""
+    hosts: Hosts = Hosts()
+    """The other processes of the same command."""
     dispatch: int = 50
     """Training steps compiled into one call."""
     checkpoint_every: int = 5000

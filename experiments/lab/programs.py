@@ -6,7 +6,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
+from experiments.lab import world
 from experiments.lab.recipes import Recipe
 from jacreg_jax import adversarial_training, penalties, sharding, training
 from jacreg_jax.models import eval_mode, initialize, train_mode
@@ -59,43 +61,50 @@ def perturbation(recipe: Recipe) -> Callable | None:
     return perturb
 
 
-def make_steps(recipes: list[Recipe], part_size: int | None = None, devices: int = 1):
-    """The compiled training program and its optimizer: for one model, or several of one `Recipe.program` under vmap."""
+def make_steps(recipes: list[Recipe], part_size: int | None = None, mesh=None, backend: sharding.Backend = "jit"):
+    """The compiled training program and its optimizer: for one model, or several of one `Recipe.program` under vmap.
+
+    Over a mesh each batch is spread, or the models, in equal shares, where there are several.
+    """
     recipe, *others = recipes
     if not others:
         own = {"lambda_jr": recipe.lambda_jr, "weight_decay": recipe.weight_decay}
         loss, optimizer = loss_and_optimizer(recipe, **own, part_size=part_size)
-        if devices == 1 and recipe.problem.resident:
-            return training.make_train_steps(loss, optimizer), optimizer
-        return batch_by_batch(loss, optimizer, devices), optimizer
+        if recipe.problem.resident:
+            steps = training.make_train_steps(loss, optimizer, mesh=mesh, backend=backend)
+            split = PartitionSpec(None, sharding.AXIS)
+            return (lambda state, data, rows: steps(state, data, world.placed(rows, mesh, split))), optimizer
+        return batch_by_batch(training.make_train_step(loss, optimizer, mesh=mesh, backend=backend), mesh), optimizer
     own = {"weight_decay": jnp.asarray([r.weight_decay for r in recipes])}
     if recipe.lambda_jr:
         own["lambda_jr"] = jnp.asarray([r.lambda_jr for r in recipes])
 
-    def steps(own, state, data, indices):
+    def one(own_and_state, data, indices):
+        own, state = own_and_state
         loss, optimizer = loss_and_optimizer(recipe, **{"lambda_jr": 0.0} | own, part_size=part_size)
-        return training.make_train_steps(loss, optimizer)(state, data, indices)
+        state, metrics = training.make_train_steps(loss, optimizer)(state, data, indices)
+        return (own, state), metrics
 
-    together = jax.jit(jax.vmap(steps, in_axes=(0, 0, None, 0)), donate_argnums=1)
+    train = lambda state, data, indices: jax.vmap(one, in_axes=(0, None, 0))(state, data, indices)
+    together, left = sharding.map_over_members(train, mesh), own
+
+    def steps(state, data, indices):
+        nonlocal left  # handed on from call to call, since it is donated with the state
+        (left, state), metrics = together((left, state), data, world.placed(indices, mesh, sharding.ON_ROWS))
+        return state, metrics
+
     _, optimizer = loss_and_optimizer(recipe, lambda_jr=0.0, weight_decay=own["weight_decay"][0])
-    return partial(together, own), optimizer
+    return steps, optimizer
 
 
-def batch_by_batch(loss: Callable, optimizer, devices: int) -> Callable:
-    """As `training.make_train_steps`, a dispatch a step: batches come from where the data lie, spread over devices.
-
-    Raises:
-        ValueError: more devices than there are.
-    """
-    if not 1 <= devices <= jax.device_count():
-        raise ValueError(f"devices must be from 1 to {jax.device_count()}, which are here; got {devices}")
-    mesh = sharding.data_mesh(jax.devices()[:devices]) if devices > 1 else None
-    step = training.make_train_step(loss, optimizer, mesh=mesh)
+def batch_by_batch(step: Callable, mesh) -> Callable:
+    """As `training.make_train_steps`, a dispatch a step: batches come from where the data lie, spread over the mesh."""
 
     def steps(state, data, indices):
         rows = []
         for index in indices:
-            state, metrics = step(state, jax.tree.map(lambda leaf, index=index: leaf[index], data))
+            batch = jax.tree.map(lambda leaf, index=index: leaf[index], data)
+            state, metrics = step(state, world.placed(batch, mesh, sharding.ON_ROWS))
             rows.append(metrics)
         return state, jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 

@@ -10,6 +10,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -17,12 +18,19 @@ from pathlib import Path
 import numpy as np
 
 from experiments import ROOT
-from experiments.lab import disk
+from experiments.lab import disk, world
 
 
 @contextlib.contextmanager
 def _whole(path: Path):
-    """A file to write, which then takes the place of path: a reader sees the old one or the new one, never half."""
+    """A file to write, which then takes the place of path: a reader sees the old one or the new one, never half.
+
+    Of several processes the first one alone writes.
+    """
+    if not world.is_first():
+        with tempfile.TemporaryDirectory() as folder:
+            yield Path(folder) / path.name
+        return
     with disk.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -154,7 +162,7 @@ def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> d
         OSError: its folder cannot be written; raised before anything is computed.
     """
     result = read_result(path, config)
-    missing = [seed for seed in seeds if str(seed) not in result["models"]]
+    missing = world.agreed([seed for seed in seeds if str(seed) not in result["models"]])
     if missing:
         disk.check_room(path.parent)
     for seed, metrics in compute(missing) if missing else ():
@@ -223,7 +231,7 @@ def run_folder(folder: Path, config: dict):
         BlockingIOError: another process holds it.
         ValueError: it is the run of another configuration.
     """
-    with lock(folder):
+    with lock(folder) if world.is_first() else contextlib.nullcontext():
         if not is_done(folder / "config.json", config, "--runs"):
             write_json(folder / "config.json", {"config": config, "environment": environment()})
         yield

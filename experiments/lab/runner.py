@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from experiments.lab import disk, record, stopping
+from experiments.lab import disk, record, stopping, world
 from experiments.lab.checkpoints import Checkpoints
 from jacreg_jax import training
 
@@ -62,12 +62,13 @@ def train(
     if num_steps < 1:
         raise ValueError(f"num_steps must be at least 1, got {num_steps}")
     with Log(folder) as log, stopping.deferred() as signal:
+        came, number = (lambda: world.greatest(signal.number or 0)), 0
         state, history = log.restore(state)
         step = int(np.max(state.step))
         if step < num_steps:
             log.check_room(state)
         with tqdm(total=num_steps, initial=step, desc=label, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
-            while step < num_steps and not signal.number:
+            while step < num_steps and not (number := came()):
                 count = min(dispatch - step % dispatch, num_steps - step)
                 rows, start = indices(step, count), time.perf_counter()
                 state, metrics = steps(state, data, rows)
@@ -84,10 +85,10 @@ def train(
                     log.save(step, state)
                 bar.update(count)
                 bar.set_postfix({k: f"{np.mean(row[k]):.3g}" for k in ("loss", "accuracy", "penalty") if k in row})
-        if signal.number:
+        if number := number or came():
             log.save(step, state)
             goes_on = "goes on" if folder else "starts anew"
-            raise stopping.Stopped(signal.number, f"stopped at step {step}; the same command {goes_on}")
+            raise stopping.Stopped(number, f"stopped at step {step}; the same command {goes_on}")
     return state, history
 
 
@@ -160,7 +161,7 @@ class Log:
         """The state of the last checkpoint, and the metrics up to it; what was logged after it is dropped."""
         if not self.folder:
             return state, []
-        rows = read_history(self.metrics) if self.checkpoints.steps() else []
+        rows = world.agreed(read_history(self.metrics) if self.checkpoints.steps() else [])
         state, last = self.checkpoints.restore(state, {row["step"] for row in rows})
         rows = [row for row in rows if row["step"] <= last]
         record.write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
@@ -168,7 +169,7 @@ class Log:
 
     def write(self, row: dict):
         """Append one line."""
-        if self.folder:
+        if self.folder and world.is_first():
             with disk.writing(self.metrics), self.metrics.open("a") as file:
                 file.write(json.dumps(row) + "\n")
 

@@ -12,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from experiments.lab import record, runner
+from experiments.lab import record, runner, world
 from experiments.lab.batches import rows_of
 from experiments.lab.options import Options
 from experiments.lab.problems import Problem, images
 from experiments.lab.programs import initial_state, make_steps, module_of
 from experiments.lab.recipes import Recipe, from_config, plain
+from jacreg_jax import sharding
 from jacreg_jax.models import predictor
 
 STATE = "model_state/"  # in front of the names of BatchNorm's statistics and the like in a model file
@@ -81,22 +82,25 @@ def train(
     """
     seeds = list(seeds)
     # watched models and lazy ones train alone: under vmap both branches of a lazy step would run, every time
-    size = 1 if watch or recipe.lazy > 1 or options.devices > 1 or not recipe.problem.resident else group_size(options)
+    size = 1 if watch or recipe.lazy > 1 or not recipe.problem.resident else group_size(options)
     beside = [r for r in beside if r.program() == recipe.program()] if size > 1 else []
     wanted = [(r, seed) for r in dict.fromkeys([recipe, *beside]) for seed in seeds]
     for seed in seeds:
         path = model_path(recipe, seed, options, watch)
-        if not path.exists():
+        if not world.agreed(path.exists()):
             members = [(recipe, seed)]
             if size > 1:
                 missing = [member for member in wanted if not model_path(*member, options).exists()]
                 members = _unfinished(recipe, seed, options) or missing[:size]
             _train_group(members, options, watch)
+            world.meet("models are written")
         yield seed, _as_written(path, load(path, recipe.problem))
 
 
 def group_size(options: Options) -> int:
-    """Models trained in one program."""
+    """Models trained in one program. Several processes train one at a time, each batch spread over all of them."""
+    if jax.process_count() > 1:
+        return 1
     return options.together or (1 if jax.default_backend() == "cpu" else 25)
 
 
@@ -140,14 +144,15 @@ def _run_folder(members: Sequence[tuple[Recipe, int]], options: Options, watch: 
 def _config(members: Sequence[tuple[Recipe, int]], options: Options) -> dict:
     """What the numbers of a run depend on; of a group, who trains together.
 
-    draws, where a model draws more than probes: 2 since dropout and the penalised part have a key of their own. A run
-    without it was begun when they shared that of the first probe, and is not gone on with.
+    draws, where a model draws more than probes: 2 since dropout and the penalised part have a key of their own, 3 where
+    the part is drawn from groups of rows. A run without it was begun when they shared the key of the first probe, and
+    is not gone on with.
     """
     config = {"members": [{"recipe": recipe.config(), "seed": seed} for recipe, seed in members]}
     if any(recipe.dropout_rate for recipe, _ in members):
         config["part_size"] = options.part_size
     if any(recipe.dropout_rate or recipe.sample_fraction < 1 for recipe, _ in members):
-        config["draws"] = 2
+        config["draws"] = 3 if any(recipe.sample_fraction < 1 for recipe, _ in members) else 2
     return config
 
 
@@ -165,16 +170,20 @@ def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch:
     together, (recipe, _) = len(members) > 1, members[0]
     run = _run_folder(members, options, watch)
     data = images(recipe.problem, "train", options.data_dir)
-    steps, optimizer = make_steps([recipe for recipe, _ in members], options.part_size, options.devices)
+    mesh = _mesh(options, len(members))
+    steps, optimizer = make_steps([recipe for recipe, _ in members], options.part_size, mesh, options.backend)
     states = [initial_state(*member, optimizer) for member in members]
     rows = [rows_of(*member, np.asarray(data["label"])) for member in members]
     names = [f"{recipe.describe()}, seed {seed}" for recipe, seed in members]
-    model_of = lambda state: Model(recipe.problem, state.params, state.model_state)
+    model_of = lambda state: Model(recipe.problem, *world.here((state.params, state.model_state)))
+    state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if together else states[0]
+    if mesh is not None and not together:
+        state = sharding.replicate(state, mesh)
     with record.run_folder(run, _config(members, options)):
         state, history = runner.train(
             steps,
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if together else states[0],
-            data,
+            state,
+            world.placed(data, mesh) if recipe.problem.resident else data,
             (lambda first, count: np.stack([r(first, count) for r in rows])) if together else rows[0],
             num_steps=recipe.num_steps,
             dispatch=options.dispatch,
@@ -191,6 +200,14 @@ def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch:
         if not path.exists():
             last = {k: v[i] if together and k not in ("step", "ms_per_step") else v for k, v in history[-1].items()}
             _write(path, model_of(own), {"config": _config([member], options)["members"][0], "last": last}, run)
+
+
+def _mesh(options: Options, members: int):
+    """The mesh of the options; of several models, over as many of its devices as divide them."""
+    mesh = world.mesh_of(options.devices)
+    if mesh is None or members == 1:
+        return mesh
+    return world.mesh_of(max(n for n in range(1, mesh.size + 1) if members % n == 0))
 
 
 def _write(path: Path, model: Model, facts: dict, run: Path):
