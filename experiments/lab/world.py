@@ -88,13 +88,20 @@ def mesh_of(devices: int | None) -> jax.sharding.Mesh | None:
 
 
 def placed(tree, mesh: jax.sharding.Mesh | None, spec: PartitionSpec = sharding.WHOLE):
-    """Arrays that every process holds whole, on the devices of the mesh; as they are without one."""
+    """Arrays that every process holds whole, on the devices of the mesh; as they are without one.
+
+    Raises:
+        ValueError: an axis of them does not split evenly.
+    """
     if mesh is None:
         return tree
     on_mesh = NamedSharding(mesh, spec)
 
     def place(leaf):
         leaf = np.asarray(leaf)
+        rows = leaf.shape[spec.index(sharding.AXIS)] if sharding.AXIS in spec else 0
+        if rows % mesh.size:
+            raise ValueError(f"batches must split evenly over {mesh.size} devices, got {rows} rows; see --devices")
         return jax.make_array_from_callback(leaf.shape, on_mesh, lambda index: leaf[index])
 
     return jax.tree.map(place, tree)
