@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.lab import programs, runner
+from experiments.lab import programs, runner, world
 from experiments.lab.batches import reshuffled
 from jacreg_jax import training
 
@@ -64,12 +64,13 @@ def test_batch_by_batch_on_several_devices_is_the_same(problem):
     one, metrics = steps(make(), data, rows(0, 5))
     assert jax.device_count() > 1
     for devices in (1, 2):
-        other = programs.batch_by_batch(quadratic, training.sgd(0.05), devices)
+        mesh = world.mesh_of(devices)
+        other = programs.batch_by_batch(training.make_train_step(quadratic, training.sgd(0.05), mesh=mesh), mesh)
         state, again = other(make(), {name: np.asarray(array) for name, array in data.items()}, rows(0, 5))
         np.testing.assert_allclose(state.params["w"], one.params["w"], rtol=1e-6)
         np.testing.assert_allclose(again["loss"], metrics["loss"], rtol=1e-6)
     with pytest.raises(ValueError, match="devices must be from 1 to 8, which are here; got 9"):
-        programs.batch_by_batch(quadratic, training.sgd(0.05), 9)
+        world.mesh_of(9)
 
 
 def test_intervals_are_checked(problem):

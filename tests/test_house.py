@@ -37,6 +37,7 @@ MAP = {
     "cyclopropagation": (BASE, FLOOR | {"deprecation", "probes", "rows"}),
     "metrics": (BASE, set()),
     "accumulation": (BASE, FLOOR | {"metrics", "shares"}),
+    "precision": (BASE, FLOOR),
     "objectives": (BASE | {"optax"}, FLOOR | {"rows"}),
     "supervised": (BASE, FLOOR | {"deprecation", "objectives", "penalties", "penalty"}),
     "collectives": (BASE, FLOOR | {"accumulation"}),

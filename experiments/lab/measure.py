@@ -6,10 +6,11 @@ from functools import partial
 import jax
 import numpy as np
 
+from experiments.lab import world
 from experiments.lab.batches import rows_of
 from experiments.lab.options import Options
 from experiments.lab.problems import images
-from experiments.lab.programs import initial_state, make_steps
+from experiments.lab.programs import Execution, initial_state, make_steps
 from experiments.lab.recipes import Recipe
 from experiments.lab.zoo import Model
 from jacreg_jax import attacks, evaluation
@@ -51,7 +52,8 @@ def milliseconds(recipes: dict[str, Recipe], options: Options, rounds: int = 5) 
     data = images(next(iter(recipes.values())).problem, "train", options.data_dir)
     runs, times = {}, {name: [] for name in recipes}
     for name, recipe in recipes.items():
-        steps, optimizer = make_steps([recipe], options.part_size, options.devices)
+        mesh = world.mesh_of(options.devices)
+        steps, optimizer = make_steps([recipe], Execution(options.part_size, mesh, options.backend))
         rows = rows_of(recipe, 0, np.asarray(data["label"]))(0, options.dispatch)
         runs[name] = [steps, initial_state(recipe, 0, optimizer), rows]
     for _ in range(1 + rounds):

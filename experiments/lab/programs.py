@@ -1,5 +1,6 @@
 """A recipe as a compiled training program: loss, optimizer, initial state, and steps for one model or several."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -11,7 +12,8 @@ from jax.sharding import PartitionSpec
 from experiments.lab import world
 from experiments.lab.recipes import Recipe
 from jacreg_jax import adversarial_training, penalties, sharding, training
-from jacreg_jax.models import eval_mode, initialize, train_mode
+from jacreg_jax.models import batch_statistics_mode, eval_mode, initialize, train_mode
+from jacreg_jax.precision import computed_in
 
 
 def module_of(recipe: Recipe) -> nn.Module:
@@ -19,12 +21,26 @@ def module_of(recipe: Recipe) -> nn.Module:
     return recipe.problem.network(recipe.dropout_rate, recipe.initialization)
 
 
-def loss_and_optimizer(recipe: Recipe, *, lambda_jr, weight_decay, part_size: int | None = None):
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How a program runs; the numbers are the same but for rounding, and for part_size with dropout or BatchNorm."""
+
+    part_size: int | None = None
+    """Samples differentiated at once; None: all of a device's."""
+    mesh: jax.sharding.Mesh | None = None
+    """Over which each batch is spread, or the models, in equal shares, where there are several."""
+    backend: sharding.Backend = "jit"
+    dtype: str = "float32"
+    """In which the model computes; parameters, loss and penalty are in float32."""
+
+
+def loss_and_optimizer(recipe: Recipe, *, lambda_jr, weight_decay, how: Execution = Execution()):
     """(loss, optimizer) of a recipe, whose two coefficients may be traced."""
-    module = module_of(recipe)
+    module, part_size = module_of(recipe), how.part_size
+    computed = (lambda apply: apply) if how.dtype == "float32" else partial(computed_in, how.dtype)
     loss = training.classification_loss(
-        train_mode(module),
-        penalty=penalty_of(recipe),
+        computed(train_mode(module)),
+        penalty=penalty_of(recipe, computed),
         lambda_jr=lambda_jr,
         preprocess=recipe.problem.preprocessing.normalize,
         perturb=perturbation(recipe),
@@ -36,15 +52,14 @@ def loss_and_optimizer(recipe: Recipe, *, lambda_jr, weight_decay, part_size: in
     return loss, training.sgd(schedule, weight_decay=weight_decay)
 
 
-def penalty_of(recipe: Recipe) -> Callable:
-    """The penalty of a recipe, see `jacreg_jax.penalties`."""
+def penalty_of(recipe: Recipe, computed: Callable = lambda apply: apply) -> Callable:
+    """The penalty of a recipe, see `jacreg_jax.penalties`; computed: what another form of the model is wrapped in."""
     exact = recipe.num_projections == "exact"
     penalty = penalties.exact() if exact else penalties.projected(recipe.num_projections, recipe.probe)
     if recipe.sample_fraction < 1:
         penalty = penalties.on_part(recipe.sample_fraction, penalty)
-    if recipe.penalised == "eval mode":
-        penalty = penalties.of_model(eval_mode(module_of(recipe)), penalty)
-    return penalty
+    other = {"eval mode": eval_mode, "batch statistics": batch_statistics_mode}.get(recipe.penalised)
+    return penalty if other is None else penalties.of_model(computed(other(module_of(recipe))), penalty)
 
 
 def perturbation(recipe: Recipe) -> Callable | None:
@@ -61,15 +76,12 @@ def perturbation(recipe: Recipe) -> Callable | None:
     return perturb
 
 
-def make_steps(recipes: list[Recipe], part_size: int | None = None, mesh=None, backend: sharding.Backend = "jit"):
-    """The compiled training program and its optimizer: for one model, or several of one `Recipe.program` under vmap.
-
-    Over a mesh each batch is spread, or the models, in equal shares, where there are several.
-    """
-    recipe, *others = recipes
+def make_steps(recipes: list[Recipe], how: Execution = Execution()):
+    """The compiled training program and its optimizer: for one model, or several of one `Recipe.program` under vmap."""
+    (recipe, *others), mesh, backend = recipes, how.mesh, how.backend
     if not others:
         own = {"lambda_jr": recipe.lambda_jr, "weight_decay": recipe.weight_decay}
-        loss, optimizer = loss_and_optimizer(recipe, **own, part_size=part_size)
+        loss, optimizer = loss_and_optimizer(recipe, **own, how=how)
         if recipe.problem.resident:
             steps = training.make_train_steps(loss, optimizer, mesh=mesh, backend=backend)
             split = PartitionSpec(None, sharding.AXIS)
@@ -81,7 +93,7 @@ def make_steps(recipes: list[Recipe], part_size: int | None = None, mesh=None, b
 
     def one(own_and_state, data, indices):
         own, state = own_and_state
-        loss, optimizer = loss_and_optimizer(recipe, **{"lambda_jr": 0.0} | own, part_size=part_size)
+        loss, optimizer = loss_and_optimizer(recipe, **{"lambda_jr": 0.0} | own, how=how)
         state, metrics = training.make_train_steps(loss, optimizer)(state, data, indices)
         return (own, state), metrics
 

@@ -8,6 +8,7 @@ from experiments.lab.problems import MNIST_LENET, PROBLEMS, Problem
 
 # "reshuffled", a new permutation every epoch, is what all models are trained with but those of data_order
 Order = Literal["reshuffled", "reshuffled otherwise", "same every epoch", "with replacement"]
+Penalised = Literal["as trained", "eval mode", "batch statistics"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +34,9 @@ class Recipe:
     initialization: str = "xavier"
     problem: Problem = MNIST_LENET
     order: Order = "reshuffled"
-    penalised: Literal["as trained", "eval mode"] = "as trained"
-    """"eval mode": the network without dropout, where the trained one shares its mask."""
+    penalised: Penalised = "as trained"
+    """"eval mode": the network without dropout, where the trained one shares its mask. "batch statistics": likewise, with
+    BatchNorm at the statistics of the batch."""
     draw: int = 0
     """Initial parameters are drawn from another key for each; the subset of a seed and the batches stay."""
 

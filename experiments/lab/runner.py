@@ -30,6 +30,7 @@ def train(
     checkpoint_every: int = 5000,
     observe: Callable | None = None,
     observe_every: int = 5000,
+    watch: Callable | None = None,
 ):
     """Train to step num_steps and return (state, history): one row of mean metrics for each dispatch.
 
@@ -47,6 +48,7 @@ def train(
         checkpoint_every: steps; a multiple of dispatch.
         observe: state -> metrics of the test set, every observe_every steps.
         observe_every: steps; a multiple of dispatch.
+        watch: row -> what the progress bar shows of it; called after every dispatch, in every process.
 
     Raises:
         NonFiniteError: with the step; its `state` is the last good one.
@@ -84,7 +86,7 @@ def train(
                 if step % checkpoint_every == 0 or step == num_steps:
                     log.save(step, state)
                 bar.update(count)
-                bar.set_postfix({k: f"{np.mean(row[k]):.3g}" for k in ("loss", "accuracy", "penalty") if k in row})
+                bar.set_postfix((watch or _shown)(row))
         if number := number or came():
             log.save(step, state)
             goes_on = "goes on" if folder else "starts anew"
@@ -96,6 +98,10 @@ def _means(metrics: dict) -> dict:
     """Mean over the steps, without those that lazy penalties leave out; a list where models train together."""
     rows = {name: np.asarray(value) for name, value in metrics.items()}
     return {name: np.nanmean(v, axis=-1).tolist() for name, v in rows.items() if not np.isnan(v).all()}
+
+
+def _shown(row: dict) -> dict:
+    return {k: f"{np.mean(row[k]):.3g}" for k in ("loss", "accuracy", "penalty") if k in row}
 
 
 def _check_finite(metrics: dict, step: int, state, names: Sequence[str]):

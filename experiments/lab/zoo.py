@@ -16,7 +16,7 @@ from experiments.lab import record, runner, world
 from experiments.lab.batches import rows_of
 from experiments.lab.options import Options
 from experiments.lab.problems import Problem, images
-from experiments.lab.programs import initial_state, make_steps, module_of
+from experiments.lab.programs import Execution, initial_state, make_steps, module_of
 from experiments.lab.recipes import Recipe, from_config, plain
 from jacreg_jax import sharding
 from jacreg_jax.models import predictor
@@ -171,7 +171,8 @@ def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch:
     run = _run_folder(members, options, watch)
     data = images(recipe.problem, "train", options.data_dir)
     mesh = _mesh(options, len(members))
-    steps, optimizer = make_steps([recipe for recipe, _ in members], options.part_size, mesh, options.backend)
+    how = Execution(options.part_size, mesh, options.backend)
+    steps, optimizer = make_steps([recipe for recipe, _ in members], how)
     states = [initial_state(*member, optimizer) for member in members]
     rows = [rows_of(*member, np.asarray(data["label"])) for member in members]
     names = [f"{recipe.describe()}, seed {seed}" for recipe, seed in members]
