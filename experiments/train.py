@@ -1,8 +1,9 @@
 """Train one network: sharded, resumable, with the Jacobian penalty or without; a script to start from.
 
 Command:    python -m experiments train --problem cifar10_resnet18 --lambda-jr 0.01
-            python -m experiments train --problem my_package.problems:MINE     (a Problem of your own, see lab/problems.py)
+            python -m experiments train --problem my_package.problems:MINE     a Problem of your own: lab/problems.py
 Stops:      SIGTERM or Ctrl-C saves and exits; the same command goes on, on any number of devices and hosts.
+Time:       two CPU cores: 10 to 30 minutes for LeNet' on MNIST at the paper's length; ResNet-18 wants a GPU.
 Leaves:     FOLDER/metrics.jsonl, checkpoints, best.npz and last.npz with json beside them, and tensorboard/ where
             tensorboardX is installed.
 """
@@ -62,7 +63,7 @@ class Config:
     devices: int | None = None
     """None: one, and all where several processes take part. JAX_NUM_CPU_DEVICES=8 makes a CPU look like 8."""
     backend: sharding.Backend = "jit"
-    hosts: world.Hosts = world.Hosts()
+    hosts: world.Hosts = world.Hosts()  # noqa: RUF009  frozen
     """The other processes of the same command."""
     workers: int = 4
     """Processes that read, decode and crop the images of data that do not fit into memory."""

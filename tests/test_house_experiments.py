@@ -23,6 +23,7 @@ MAP = {
     "beyond": ({"lab", "page", "studies"}, NUMERICS | {"jax", "jacreg_jax", "flax"}),
     "benchmarks": ({"lab", "page", "benchmarks"}, NUMERICS | {"jax", "jacreg_jax", "flax", "tqdm", "tyro", "torch"}),
     "demo": ({"lab", "page"}, NUMERICS | {"jax", "jacreg_jax"}),
+    "train": ({"lab"}, {"jax", "jacreg_jax", "numpy", "tensorboardX"}),
     "report": ({"catalogue", "lab", "page"}, NUMERICS),
     "__main__": ({"catalogue", "lab"}, {"tyro", "jax", "jacreg_jax"}),
 }

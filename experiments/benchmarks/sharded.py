@@ -1,6 +1,6 @@
 """What the compiled program of a sharded training step holds: arithmetic on each device, and collectives.
 
-    python -m experiments.benchmarks.sharded        8 virtual CPU devices: the table of docs/scaling.md
+    JAX_NUM_CPU_DEVICES=8 python -m experiments.benchmarks.sharded      the table of docs/scaling.md, in 15 minutes
 
 Nothing is run: XLA counts the floating point operations of the program, and its text names the collectives.
 """
@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from experiments import RESULTS
+from experiments.lab import record
 from experiments.lab.problems import CIFAR10_DDNET, CIFAR10_RESNET18, MNIST_LENET
+from experiments.page import results
 from jacreg_jax import adversarial_training, models, penalties, sharding, training
 
+PATH = RESULTS / "sharded_cpu.json"
 DEVICES, SHARE = 8, 8  # rows of each device
 KINDS = ("all-reduce", "all-gather", "all-to-all", "collective-permute", "reduce-scatter")
 SIZES = {"f64": 8, "s64": 8, "u64": 8, "f32": 4, "s32": 4, "u32": 4, "bf16": 2, "f16": 2, "pred": 1, "s8": 1, "u8": 1}
@@ -128,3 +132,48 @@ def rows_of(network: str, backends: tuple[str, ...] = BACKENDS, variants: tuple[
                 "flops_alone": alone["flops"],
                 "collectives": found["collectives"],
             }
+
+
+def main() -> None:
+    """Compile all, and write the result."""
+    found = []
+    for network in NETWORKS:
+        for row in rows_of(network):
+            kinds = {kind: len(each) for kind, each in row["collectives"].items()}
+            print(f"{network}, {row['variant']}, {row['backend']}: {row['flops'] / row['flops_alone']:.3f}, {kinds}")
+            found.append(row)
+    config = {"devices": DEVICES, "rows_of_each_device": SHARE, "command": "python -m experiments.benchmarks.sharded"}
+    record.write_json(PATH, {"config": config, "rows": found, "environment": record.environment()})
+
+
+def table() -> str:
+    """FLOPs over those of one device on its share, and the all-reduces of each step."""
+    if not PATH.exists():
+        return "not run"
+    found = record.read_json(PATH)["rows"]
+    cell = {(r["network"], r["variant"], r["backend"]): r for r in found}
+    lines = []
+    for network in NETWORKS:
+        for variant in VARIANTS:
+            rows = [cell.get((network, variant, backend)) for backend in BACKENDS]
+            lines.append([f"{network}, {variant}", *map(_shown, rows), _bytes_of(rows[0])])
+    return results.table(["", *BACKENDS, "MB summed"], lines)
+
+
+def _shown(row: dict | None) -> str:
+    if row is None:
+        return "not run"
+    kinds = ", ".join(f"{len(each)} {kind}" for kind, each in row["collectives"].items())
+    return f"{row['flops'] / row['flops_alone']:.2f}; {kinds}"
+
+
+def _bytes_of(row: dict | None) -> str:
+    return "" if row is None else f"{sum(map(sum, row['collectives'].values())) / 1e6:.2f}"
+
+
+TABLES = {"sharded": table}
+
+if __name__ == "__main__":
+    if len(jax.devices()) < DEVICES:
+        raise SystemExit(f"{DEVICES} devices are needed; on CPU, JAX_NUM_CPU_DEVICES={DEVICES}")
+    main()

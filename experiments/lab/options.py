@@ -33,7 +33,7 @@ class Options:
     take part. JAX_NUM_CPU_DEVICES=8 makes a CPU look like 8."""
     backend: Backend = "jit"
     """How a batch is spread: the same numbers by all three."""
-    hosts: Hosts = Hosts()
+    hosts: Hosts = Hosts()  # noqa: RUF009  frozen
     """The other processes of the same command."""
     dispatch: int = 50
     """Training steps compiled into one call."""

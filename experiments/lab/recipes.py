@@ -35,8 +35,8 @@ class Recipe:
     problem: Problem = MNIST_LENET
     order: Order = "reshuffled"
     penalised: Penalised = "as trained"
-    """"eval mode": the network without dropout, where the trained one shares its mask. "batch statistics": likewise, with
-    BatchNorm at the statistics of the batch."""
+    """"eval mode": the network without dropout, where the trained one shares its mask. "batch statistics": so too, and
+    with BatchNorm at the statistics of the batch."""
     draw: int = 0
     """Initial parameters are drawn from another key for each; the subset of a seed and the batches stay."""
 

@@ -18,7 +18,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments import ROOT
-from experiments.lab import disk, world
+from experiments.lab import disk
+
+WRITES = True  # whether this process is the one that writes: of several the first, see `world.join`
 
 
 @contextlib.contextmanager
@@ -27,7 +29,7 @@ def _whole(path: Path):
 
     Of several processes the first one alone writes.
     """
-    if not world.is_first():
+    if not WRITES:
         with tempfile.TemporaryDirectory() as folder:
             yield Path(folder) / path.name
         return
@@ -162,6 +164,8 @@ def fill(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> d
         OSError: its folder cannot be written; raised before anything is computed.
     """
     result = read_result(path, config)
+    from experiments.lab import world  # jax, which a page can do without
+
     missing = world.agreed([seed for seed in seeds if str(seed) not in result["models"]])
     if missing:
         disk.check_room(path.parent)
@@ -231,7 +235,7 @@ def run_folder(folder: Path, config: dict):
         BlockingIOError: another process holds it.
         ValueError: it is the run of another configuration.
     """
-    with lock(folder) if world.is_first() else contextlib.nullcontext():
+    with lock(folder) if WRITES else contextlib.nullcontext():
         if not is_done(folder / "config.json", config, "--runs"):
             write_json(folder / "config.json", {"config": config, "environment": environment()})
         yield

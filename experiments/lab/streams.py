@@ -16,6 +16,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from experiments.lab import world
 from experiments.lab.problems import Problem
 from jacreg_jax import datasets
 from jacreg_jax.datasets import images, streams
@@ -84,6 +85,7 @@ def accuracy(f: Callable, feed: streams.Feed) -> float:
         for batch in feed:
             found = _counts(f, batch)
             right, total = right + float(found[0]), total + float(found[1])
+    right, total = world.total([right, total])
     return right / total
 
 

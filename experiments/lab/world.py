@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from experiments.lab import record
 from jacreg_jax import sharding
 
 
@@ -61,6 +62,7 @@ def join(hosts: Hosts) -> None:
         heartbeat_timeout_seconds=hosts.patience,
         shutdown_timeout_seconds=hosts.patience,
     )
+    record.WRITES = is_first()
 
 
 def is_first() -> bool:
@@ -129,6 +131,13 @@ def greatest(number: int) -> int:
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.process_allgather(np.asarray(number, np.int32)).max())
+
+
+def total(numbers: list[float]) -> list[float]:
+    """The sums of the processes' numbers."""
+    if jax.process_count() == 1:
+        return numbers
+    return multihost_utils.process_allgather(np.asarray(numbers, np.float32)).sum(0).tolist()
 
 
 def meet(name: str) -> None:
