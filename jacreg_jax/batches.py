@@ -24,7 +24,7 @@ def map_batches(
         fn: (f, *rows [B, ...]) -> pytree of [B, ...], each row from its own row alone. Define it once: another
             function object is another compilation.
         f: function under study, of the first array. New values of the arrays that it closes over do not compile again.
-        *arrays: [N, ...] each; typed keys are welcome.
+        *arrays: [N, ...] each, or pytrees of them; typed keys are welcome.
         batch_size: B at most.
         progress: wraps the batches, such as `tqdm.tqdm`.
         **named: more arrays [N, ...], given by name.
@@ -41,13 +41,11 @@ def map_batches(
         [1, 2, 3, 4, 5]
     """
     checks.function("fn", fn, None)
-    checks.function("f", f)
+    draws = getattr(fn, "keywords", {}).get("samples") is not None
+    checks.function("f", f, ("x", "key") if draws else ("x",))
     every = dict(zip((*programs.ROWS, *map(str, range(len(arrays)))), arrays, strict=False)) | named
-    for name, a in every.items():
-        if not hasattr(a, "shape") or len(a.shape) == 0:
-            raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
+    lengths = [checks.num_samples(name, a) for name, a in every.items()]
     checks.on_host(**every)
-    lengths = [len(a) for a in every.values()]
     if len(set(lengths)) != 1 or lengths[0] == 0:
         *first, last = every
         names = f"{', '.join(first)} and {last}" if first else last
@@ -55,12 +53,12 @@ def map_batches(
     n = lengths[0]
     batch_size = min(checks.count("batch_size", batch_size), 1 << (n - 1).bit_length())
 
-    def batch(start: int) -> tuple[list[Any], dict[str, Any]]:
+    def batch(start: int) -> Any:
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)  # the last sample fills the last batch
-        return [a[rows] for a in arrays], {name: a[rows] for name, a in named.items()}
+        return jax.tree.map(lambda a: a[rows], (list(arrays), named))
 
     call, (first, more) = programs.compiled(fn), batch(0)
-    program = programs.as_argument(f, first[0])
+    program = programs.as_argument(f, *programs.example(first, {"samples": draws or None}))
     try:
         programs.test_values(call, program, *first, whole=every, **more)
     except programs.OtherShapeError:  # fn calls f on more or other rows than those of the first array

@@ -17,10 +17,15 @@ Deferred: TypeAlias = Callable[[Mapping[str, Any]], None]  # raises for a bad on
 
 
 class _Deferred:
-    """Names of the watched tracers, and the tests that met them: functions of all concrete values by name."""
+    """Names of the watched tracers, leaf by leaf, and the tests that met them: functions of all values by name."""
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self.names = {id(a): name for name, a in arguments.items() if isinstance(a, jax.core.Tracer)}
+        self.names = {
+            id(leaf): (name, i)
+            for name, a in arguments.items()
+            for i, leaf in enumerate(jax.tree.leaves(a))
+            if isinstance(leaf, jax.core.Tracer)
+        }
         self.tests: list[Deferred] = []
 
 
@@ -53,5 +58,11 @@ def look(test: Test, *values: Any) -> None:
         given = [watch.names.get(id(v), v) for v in values]
         is_name = [isinstance(v, jax.core.Tracer) for v in values]
         watch.tests.append(
-            lambda whole: test(*(np.asarray(whole[g] if n else g) for g, n in zip(given, is_name, strict=True)))
+            lambda whole: test(*(_found(whole, g) if n else np.asarray(g) for g, n in zip(given, is_name, strict=True)))
         )
+
+
+def _found(whole: Mapping[str, Any], place: tuple[str, int]) -> "np.ndarray":
+    """The leaf of that number of the value of that name."""
+    name, i = place
+    return np.asarray(jax.tree.leaves(whole[name])[i])

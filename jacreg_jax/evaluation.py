@@ -22,7 +22,7 @@ from jacreg_jax.fooling import (
 )
 from jacreg_jax.jacobian import exact_frobenius_sq
 from jacreg_jax.keys import sample_keys
-from jacreg_jax.predictions import predicted_class, with_enough_classes
+from jacreg_jax.predictions import as_logits, predicted_class, with_enough_classes
 from jacreg_jax.types import Array, Function
 
 
@@ -30,7 +30,7 @@ def accuracy(f: Function, x: Any, y: Any, *, batch_size: int = 500) -> float:
     """Share of samples with argmax f(x) = y; logits that are not finite are wrong.
 
     Args:
-        f: [B, ...] -> logits [B, C], or [B, T, C] for labels [N, T].
+        f: [B, ...] -> logits [B, C], one logit [B] or [B, 1] (class 1 above 0), or [B, T, C] for labels [N, T].
         x: [N, ...].
         y: integer labels [N], each in [0, C).
         batch_size: B.
@@ -139,7 +139,7 @@ def run_attack(
     """
     checks.function("attack", attack, None)
     x, y, keys = _data(x, y, key)
-    values, swept = _swept(extra, swept, len(x))
+    values, swept = _swept(extra, swept, len(keys))
     return map_batches(attack, f, x, y, keys, *values, batch_size=batch_size, progress=progress, **swept)
 
 
@@ -183,22 +183,32 @@ def worst_case(
         {'fgsm': 0.5}
     """
     x, y, keys = _data(x, y, key)
-    values, swept = _swept(extra, swept, len(x))
+    n = len(keys)
+    values, swept = _swept(extra, swept, n)
     attacks = _that_can_run(attacks, f, x)
-    left, result, robust = np.arange(len(x)), None, {}
+    left, result, robust = np.arange(n), None, {}
     for j, (name, attack) in enumerate(attacks.items()):
         if len(left):
-            fold = jax.vmap(jax.random.fold_in, (0, None))(keys[left], j)
-            rows = [x[left], y[left], fold, *(value[left] for value in values)]
-            sizes = {name: value[left] for name, value in swept.items()}
+            fold = jax.vmap(jax.random.fold_in, (0, None))(keys, j)
+            rows, sizes = jax.tree.map(lambda a: a[left], ([x, y, fold, *values], swept))
             new = map_batches(attack, f, *rows, batch_size=batch_size, progress=progress, **sizes)
-            if result is None:
-                result = jax.tree.map(np.array, new)
-            for whole, part in zip(jax.tree.leaves(result), jax.tree.leaves(new), strict=True):
-                whole[left] = part
+            result = _with_rows(result, new, left)
             left = left[~new.success]
-        robust[name] = len(left) / len(x)
+        robust[name] = len(left) / n
     return result, robust
+
+
+def _with_rows(result: Any, new: Any, rows: Any) -> Any:
+    """The result with these rows new; passes are counted on, trajectories of different attacks are left out."""
+    if hasattr(new, "_replace") and hasattr(new, "trajectory"):
+        new = new._replace(trajectory=None)
+    if result is None:
+        return jax.tree.map(np.array, new)
+    spent = {name for name in ("forward", "backward") if getattr(new, name, None) is not None}
+    for whole, part in zip(jax.tree.leaves(result), jax.tree.leaves(new), strict=True):
+        on_top = any(whole is getattr(result, name) for name in spent)
+        whole[rows] = whole[rows] + part if on_top else part
+    return result
 
 
 def _that_can_run(attacks: Any, f: Function, x: Any) -> dict[str, Function]:
@@ -209,36 +219,41 @@ def _that_can_run(attacks: Any, f: Function, x: Any) -> dict[str, Function]:
         checks.function(f"attacks[{name!r}]", attack, None)
     checks.function("f", f)
     is_choosy = any(hasattr(attack, "least_classes") for attack in attacks.values())
-    shape = jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype)
-    names = with_enough_classes(attacks, jax.eval_shape(f, shape).shape[-1] if is_choosy else 0)
+    row = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
+    z = jax.eval_shape(lambda x: as_logits(f(x)), row) if is_choosy else None
+    classes = 0 if z is None else checks.class_logits(z, 1)
+    names = with_enough_classes(attacks, 2 if z is not None and z.ndim > 2 else classes)
     if not names:
         raise ValueError(f"attacks must hold at least one that can run on f, got {sorted(attacks)}")
     return {name: attacks[name] for name in names}
 
 
 def _correct(f: Function, x: Array, y: Array) -> Array:
-    logits = f(x)
+    logits = as_logits(f(x))
     return predicted_class(logits) == checks.labels(y, logits.shape[:-1], logits.shape[-1]).astype(jnp.int32)
 
 
 def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
     """Arrays x and y, and a key for each sample."""
     checks.on_host(x=x, y=y, key=key)
-    for name, a in (("x", x), ("y", y)):
-        if not hasattr(a, "shape") or len(a.shape) == 0:
-            raise TypeError(f"{name} must be an array [N, ...], got {type(a).__name__}")
-    if len(x) != len(y) or not len(x):
-        raise ValueError(f"x and y must hold the same number of samples, at least one; got {[len(x), len(y)]}")
-    return x, y, sample_keys(key, len(x))
+    n = checks.num_samples("x", x)
+    y = np.full(n, -1, np.int32) if y is None else y  # for criteria that do not look at it
+    lengths = [n, checks.num_samples("y", y)]
+    if len(set(lengths)) > 1 or not n:
+        raise ValueError(f"x and y must hold the same number of samples, at least one; got {lengths}")
+    return x, y, sample_keys(key, n)
 
 
 def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[Any], dict[str, Any]]:
-    """Numbers as float32 [N], arrays [N, ...] as they are; by position and by name."""
+    """Numbers as float32 [N], one class as int32 [N], arrays [N, ...] as they are, [1, ...] for every sample."""
     if extra:
         deprecation.warn("passing swept values by position", "their names, such as epsilon=0.1")
 
     def rows(name: str, value: Any) -> Any:
-        if isinstance(value, int | np.integer) and not isinstance(value, bool) and name not in programs.SWEPT:
+        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if is_whole and name in programs.CLASSES:
+            return np.full(n, value, np.int32)
+        if is_whole and name not in programs.SWEPT:
             raise TypeError(
                 f"{name} must be a real number to be swept, got {value}; give a fixed option by functools.partial, as "
                 f"functools.partial(attack, {name}={value})"
@@ -248,6 +263,8 @@ def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[
             raise TypeError(f"{name} must be a number or numbers [N] to be swept, got {value!r}; see functools.partial")
         if array.ndim == 0:
             return np.broadcast_to(np.asarray(array, np.float32), n)
+        if array.ndim > 1 and len(array) == 1:
+            return np.broadcast_to(array, (n, *array.shape[1:]))
         if len(array) != n:
             raise ValueError(
                 f"{name} must be a number or hold one for each of the {n} samples; got shape {array.shape}"

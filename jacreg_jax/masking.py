@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 from jacreg_jax import attacks, checks as values, evaluation
 from jacreg_jax.attacks.gradient import zero_gradient
 from jacreg_jax.attacks.losses import others, true_logit
-from jacreg_jax.attacks.result import NORMS, Norm, is_correct, spread
+from jacreg_jax.attacks.result import NORMS, Norm, spread
 from jacreg_jax.attacks.start import begin
 from jacreg_jax.keys import normal_like
 from jacreg_jax.programs import once
@@ -213,7 +213,7 @@ def _noise(options: dict[str, Any], f: Function, x: Array, y: Array, key: Array,
     noise = normal_like(key, start.x)
     length = jnp.sqrt(jnp.sum(noise**2, axis=tuple(range(1, noise.ndim)), keepdims=True))
     noise = spread(epsilon, noise) * (jnp.sign(noise) if options["norm"] == "linf" else noise / length)
-    return _Noise(~is_correct(f(start.clip(start.x + noise)), start.y))
+    return _Noise(start.reached(start.f(start.clip(start.x + noise))))
 
 
 class _Noise(NamedTuple):

@@ -1,4 +1,4 @@
-"""Which class logits name, if any: the one place that says that logits which are not finite name none."""
+"""Which class logits name, if any: one logit is two classes, and logits which are not finite name none."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +8,19 @@ import jax.numpy as jnp
 
 from jacreg_jax import checks
 from jacreg_jax.types import Array
+
+
+def as_logits(z: Array) -> Array:
+    """Logits [..., C] of at least two classes: a single logit z, [B] or [..., 1], becomes (0, z), class 1 above 0.
+
+    Example:
+        >>> as_logits(jnp.array([2.0, -1.0])).tolist()
+        [[0.0, 2.0], [0.0, -1.0]]
+    """
+    if getattr(z, "ndim", 0) == 0 or (z.ndim > 1 and z.shape[-1] != 1):
+        return z
+    z = z[..., 0] if z.ndim > 1 else z
+    return jnp.stack([jnp.zeros_like(z), z], axis=-1)
 
 
 def predicted_class(logits: Array) -> Array:

@@ -8,7 +8,7 @@ become arguments; only where the program differs is anything compiled.
 import functools
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -30,44 +30,52 @@ class OtherShapeError(Exception):
 
 
 class _Program:
-    """What f does to one array of this shape: (arrays that f closes over, x) -> f(x). Compared by identity."""
+    """What f does to arguments of these shapes: (arrays that f closes over, x) -> f(x). Compared by identity."""
 
-    def __init__(self, closed: ClosedJaxpr, x: jax.ShapeDtypeStruct, out_tree: Any) -> None:
-        self.jaxpr, self.x, self.out_tree = closed.jaxpr, x, out_tree
+    def __init__(self, closed: ClosedJaxpr, shapes: Any, out_tree: Any) -> None:
+        self.jaxpr, self.shapes, self.out_tree = closed.jaxpr, _kind(shapes), out_tree
         self.held = list(_inner_constants(closed.jaxpr))  # alive, so that their ids stay theirs
 
-    def __call__(self, constants: list[Array], x: Array) -> PyTree:
-        if x.shape != self.x.shape or x.dtype != self.x.dtype:
+    def __call__(self, constants: list[Array], *args: PyTree) -> PyTree:
+        if _kind(args) != self.shapes:
             raise OtherShapeError
-        return jax.tree.unflatten(self.out_tree, jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))(x))
+        return jax.tree.unflatten(
+            self.out_tree, jaxpr_as_fun(ClosedJaxpr(self.jaxpr, constants))(*jax.tree.leaves(args))
+        )
+
+
+def _kind(args: PyTree) -> tuple[Any, ...]:
+    """Structure, shapes and dtypes."""
+    leaves, structure = jax.tree.flatten(args)
+    return structure, *((tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves)
 
 
 _programs: WeakKeyDictionary[Any, dict[Any, _Program]] = WeakKeyDictionary()
 
 
-def as_argument(f: Function, x: Any) -> Function:
+def as_argument(f: Function, *args: Any) -> Function:
     """The function as a pytree that `jax.jit` takes: a `jax.tree_util.Partial` of the arrays that it closes over.
 
-    A Partial stays as it is. So does what cannot be traced at x, or closes over tracers: those compile at every call.
+    A Partial stays as it is. So does what cannot be traced there, or closes over tracers: those compile at every call.
 
     Args:
-        f: function of one array.
-        x: its argument, or the shape of it.
+        f: function of these arguments.
+        *args: pytrees of arrays, or of the shapes of them.
     """
-    program = _known(f, x)
+    program = _known(f, *args)
     return fresh(f) if program is None else program
 
 
-def _known(f: Function, x: Any) -> Function | None:
+def _known(f: Function, *args: Any) -> Function | None:
     """The function as an argument that equals that of an equal program, where there can be one."""
     if isinstance(f, jax.tree_util.Partial):
         return f
     if getattr(jax.config, "jax_disable_jit"):  # noqa: B009, no attribute to a type checker
         return None
-    shape = jax.eval_shape(lambda x: x, x)
+    shapes = jax.eval_shape(lambda *args: args, *args)
     try:
         # f as another function: JAX keeps the trace of f itself, and with it the arrays of that time
-        closed, out = jax.make_jaxpr(lambda x: f(x), return_shape=True)(shape)
+        closed, out = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*shapes)
     except Exception:  # the real call says what is wrong
         return None
     text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
@@ -75,13 +83,13 @@ def _known(f: Function, x: Any) -> Function | None:
         return None
     out_tree = jax.tree.structure(out)
     inner = tuple(id(c) for c in _inner_constants(closed.jaxpr))
-    signature = text, shape.shape, str(shape.dtype), out_tree, inner, _callables(f)
+    signature = text, _kind(shapes), out_tree, inner, _callables(f)
     try:
         known = _programs.setdefault(getattr(f, "__code__", f), {})
     except TypeError:  # no weak reference to it
         return None
     if signature not in known:
-        known[signature] = _Program(closed, shape, out_tree)
+        known[signature] = _Program(closed, shapes, out_tree)
     return Partial(known[signature], closed.consts)
 
 
@@ -192,6 +200,15 @@ def called_once(function: Function, f: Function, shape: Any, *args: Any, **stati
 
 
 SWEPT = {"epsilon", "sigma", "step_size", "init_epsilon", "initial_const"}  # numbers that may change without compiling
+CLASSES = {"target"}  # integers that may
+
+
+def example(rows: Sequence[Any], options: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What an attack calls f with: the inputs, or with `samples` one row of them and a key of its own."""
+    if options.get("samples") is None:
+        return (rows[0],)
+    key = rows[2]
+    return jax.tree.map(lambda a: a[:1], rows[0]), key if key.ndim == 0 else key[0]
 
 
 def once(attack: Callable[P, R]) -> Callable[P, R]:
@@ -203,12 +220,13 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(attack)
     @checks.pure
     def call(*args: P.args, **options: P.kwargs) -> R:
-        rows: tuple[Any, ...] = args[1:]
-        f, named = cast(Any, args[0] if args else None), dict(options)
+        named = dict(options)
+        f, *rows = cast(Any, args or (None,))
+        rows += [named.pop(name) for name in ROWS[len(rows) :] if name in named]
         named |= {name: _hashable(named[name]) for name in ("bounds",) if name in named}
-        swept = {name: named.pop(name) for name in SWEPT & named.keys() if _is_number(named[name])}
+        swept = {name: named.pop(name) for name in (SWEPT | CLASSES) & named.keys() if _is_number(named[name])}
         try:
-            program = _known(f, rows[0]) if _is_concrete(args, named, swept) else None
+            program = _known(f, *example(rows, named)) if _is_concrete(args, named, swept) else None
             static = tuple((name, value, _kinds(value)) for name, value in sorted(named.items()))
             hash(static)
         except (TypeError, IndexError, AttributeError):  # the attack says what is wrong

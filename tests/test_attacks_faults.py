@@ -54,11 +54,12 @@ WRONG_DATA = {
         "y must hold labels from 0 to 2, f gives 3 classes; got .* 3 to 3",
     ),
     "ignored": ({"y": jnp.array([0, -1, 0, 0, 0])}, ValueError, "y must hold labels from 0 to 2"),
-    "one logit": ({"f": lambda x: x[:, :1]}, ValueError, r"at least 2 classes, got shape \(\d, 1\); stack"),
-    "no class axis": ({"f": lambda x: x[:, 0]}, ValueError, r"at least 2 classes, got shape \(\d,\); stack"),
-    "reversed bounds": ({"bounds": (1.0, 0.0)}, ValueError, "bounds must be finite with low below high"),
-    "nan bounds": ({"bounds": (0.0, NAN)}, ValueError, "bounds must be finite with low below high"),
-    "no bounds": ({"bounds": None}, TypeError, "bounds must be a pair"),
+    "no logits": ({"f": lambda x: (x, x)}, TypeError, r"f\(x\) must be one array of logits"),
+    "a scalar": ({"f": lambda x: x.sum()}, ValueError, r"f\(x\) must be logits \[B, C\]"),
+    "a label too high for one logit": ({"f": lambda x: x[:, 0], "y": jnp.full(5, 2)}, ValueError, "labels from 0 to 1"),
+    "reversed bounds": ({"bounds": (1.0, 0.0)}, ValueError, "bounds must be numbers with low below high"),
+    "nan bounds": ({"bounds": (0.0, NAN)}, ValueError, "bounds must be numbers with low below high"),
+    "one bound": ({"bounds": 0.5}, TypeError, "bounds must be a pair"),
     "bounds elsewhere": ({"bounds": (np.zeros(4), np.full(4, 0.5))}, ValueError, "x must lie in bounds"),
     "bounds of no pixel": ({"bounds": (np.zeros(3), np.ones(3))}, ValueError, r"broadcast to x of shape \(\d, 4\)"),
 }
@@ -142,7 +143,7 @@ WEAK = {
         {"beta": 1.5},
         {"num_targets": 0},
     ],
-    "square": [{"epsilon": NAN}, {"initial_share": 0}, {"initial_share": 2}, {"num_queries": 1.0}, {"norm": "l1"}],
+    "square": [{"epsilon": NAN}, {"initial_share": 0}, {"initial_share": 2}, {"num_queries": 1.0}, {"norm": "l3"}],
     "auto_attack": [{"epsilon": -1}, {"norm": None}, {"num_queries": 0}],
     "white_noise_distance": [{"step_size": 0}, {"step_size": NAN}, {"num_steps": 0}],
     "fgsm_distance": [{"step_size": 0}, {"step_size": -1}, {"num_steps": True}],
@@ -203,17 +204,17 @@ def test_masking_refuses(data):
     for options, words in (
         ({"epsilon": -8 / 255}, "epsilon must be above 0"),
         ({"epsilon": NAN}, "epsilon must be above 0"),
-        ({"epsilon": 0.1, "norm": "l1"}, "norm must be 'linf' or 'l2'"),
+        ({"epsilon": 0.1, "norm": "l3"}, "norm must be 'linf', 'l2' or 'l1'"),
         ({"epsilon": 0.1, "num_steps": (3, 2)}, "num_steps must be rising"),
-        ({"epsilon": 0.1, "bounds": (1, 0)}, "bounds must be finite with low below high"),
+        ({"epsilon": 0.1, "bounds": (1, 0)}, "bounds must be numbers with low below high"),
         ({"epsilon": 0.1, "tolerance": -1.0}, r"tolerance must lie in \[0, 1\]"),
     ):
         with pytest.raises(ValueError, match=words):
             check(**options)
     with pytest.raises(ValueError, match="x must lie in bounds"):
         masking.checks(F, 255 * x, y, KEY, epsilon=0.1)
-    for norm in ("l1", "L2", None):
-        with pytest.raises(ValueError, match="norm must be 'linf' or 'l2'"):
+    for norm in ("l3", "L2", None):
+        with pytest.raises(ValueError, match="norm must be 'linf', 'l2' or 'l1'"):
             masking.linearised_margin(F, x, y, norm=norm)
     with pytest.raises(ValueError, match="y must hold labels"):
         masking.linearised_margin(F, x, y + 3)
@@ -256,7 +257,7 @@ def test_certify_and_cells_refuse(data):
         (lambda: certify.certify_smoothed(F, x * NAN, KEY, sigma=0.1), "x must be finite"),
         (lambda: certify.certify_smoothed(F, x[:0], KEY, sigma=0.1), "x must hold at least one sample"),
         (lambda: certify.certify_smoothed(F, x, KEY, sigma=0.1, num_samples=1.5), "num_samples must be an integer"),
-        (lambda: certify.interval_radius(F, x, y, bounds=(1, 0)), "bounds must be finite with low below high"),
+        (lambda: certify.interval_radius(F, x, y, bounds=(1, 0)), "bounds must be numbers with low below high"),
         (lambda: certify.interval_radius(F, 255 * x, y), "x must lie in bounds"),
         (lambda: certify.interval_radius(F, x, y, largest=-1.0), "largest must be above 0"),
         (lambda: certify.interval_radius(F, x, y + 3), "y must hold labels"),

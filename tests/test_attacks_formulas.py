@@ -16,8 +16,9 @@ from jacreg_jax.attacks.ball import project
 from tests.conftest import mlp, mlp_params
 from tests.test_attacks_strong import box_active_distance
 
-apgd, auto_attack, carlini_wagner, square = (
-    importlib.import_module(f"jacreg_jax.attacks.{n}") for n in ("apgd", "auto_attack", "carlini_wagner", "square")
+apgd, auto_attack, carlini_wagner, canvases, bumps = (
+    importlib.import_module(f"jacreg_jax.attacks.{n}")
+    for n in ("apgd_search", "auto_attack", "carlini_wagner", "square_canvas", "square_bumps")
 )
 
 
@@ -134,7 +135,7 @@ def test_apgd_halves_its_step_and_goes_back(key):
     """Croce, Hein (2020), conditions 1 and 2: too few rises, or nothing gained since the last checkpoint."""
     f = lambda x: x @ jnp.eye(2)
     begun = start.begin(f, jnp.full((4, 2), 0.5), jnp.zeros(4, int), (0.0, 1.0), key=key)
-    search = apgd._Search(begun, None, True, 0.1, "linf", 10, 0.75)
+    search = apgd.Search(begun, None, True, 0.1, "linf", 10, 0.75)
     rows = lambda *values: jnp.array(values, jnp.float32)
     state = apgd._State(
         x_adv=jnp.ones((4, 2)),
@@ -228,8 +229,8 @@ def test_an_equal_loss_is_no_rise(loss_last, rises, key):
     """Croce, Hein (2020), condition 1 counts f(x_(i+1)) > f(x_i); the model gives 0 everywhere."""
     x = jnp.full((1, 2), 0.5)
     begun = start.begin(lambda x: 0 * x, x, jnp.zeros(1, int), (0.0, 1.0), key=key)
-    search = apgd._Search(begun, lambda logits: losses.margin(logits, begun.y), True, 0.3, "linf", 10, 0.75)
-    state = apgd._first(search, jax.random.split(key, 1), apgd._Found(x, begun.none(), begun.zeros()))
+    search = apgd.Search(begun, lambda logits: losses.margin(logits, begun.y), True, 0.3, "linf", 10, 0.75)
+    state = apgd._first(search, jax.random.split(key, 1), apgd.Found(x, begun.none(), begun.zeros(), begun.zeros()))
     state = state._replace(loss_last=jnp.array([loss_last]), rises=jnp.array([3]))
     assert apgd._step(search, jnp.asarray(2), state).rises[0] == rises
 
@@ -257,10 +258,10 @@ def test_apgd_counts_its_steps(key):
 def test_apgd_moves_with_momentum(key):
     """Croce, Hein (2020), equation 3, alpha 0.75: the first step is a plain one; the ball and the box have the end."""
     begun = start.begin(lambda x: x, jnp.full((1, 3), 0.5), jnp.zeros(1, int), (0.0, 1.0), key=key)
-    search = apgd._Search(begun, None, True, 0.3, "linf", 10, 0.75)
+    search = apgd.Search(begun, None, True, 0.3, "linf", 10, 0.75)
     at, before = jnp.array([[0.5, 0.6, 0.7]]), jnp.array([[0.4, 0.6, 0.78]])
     state = apgd._State(*[None] * 11, found=None)._replace(
-        x_adv=at, x_old=before, gradient=jnp.array([[2.0, -3.0, 0.1]]), step_size=jnp.array([0.08])
+        x_adv=at, x_old=before, gradient=jnp.array([[2.0, -3.0, 0.1]]), step_size=jnp.array([0.08 / 0.3])
     )
     np.testing.assert_allclose(apgd._move(search, jnp.asarray(0), state), [[0.58, 0.52, 0.78]], rtol=1e-6)
     round_ball = search._replace(norm="l2")
@@ -268,7 +269,7 @@ def test_apgd_moves_with_momentum(key):
     np.testing.assert_allclose(apgd._move(round_ball, jnp.asarray(0), state), expected, rtol=1e-6)
     expected = [[0.5 + 0.06 + 0.025, 0.6 - 0.06, 0.7 + 0.06 - 0.02]]
     np.testing.assert_allclose(apgd._move(search, jnp.asarray(1), state), expected, rtol=1e-6)
-    far = state._replace(step_size=jnp.array([9.0]))  # both projected: 0.5 +- 0.3, with a quarter of the last step
+    far = state._replace(step_size=jnp.array([30.0]))  # both projected: 0.5 +- 0.3, with a quarter of the last step
     expected = [[0.5 + 0.225 + 0.025, 0.6 - 0.3, 0.7 + 0.075 - 0.02]]
     np.testing.assert_allclose(apgd._move(search, jnp.asarray(1), far), expected, rtol=1e-6)
 
@@ -307,11 +308,13 @@ def test_adversarial_training_steps_by_the_sign(key):
 
 def test_square_sides_by_hand():
     """sqrt(share H W), share halved after 10, 50, 200, ... queries, never above the shorter side."""
-    sides = square._sizes(60, 0.8, (20, 5), "linf")
+    sides = canvases.sizes_of(60, 0.8, (20, 5), "linf")
     np.testing.assert_array_equal(sides[[0, 10]], 5)  # 9 and 9
-    np.testing.assert_array_equal(square._sizes(60, 0.8, (20, 30), "linf")[[0, 10, 11, 50, 51]], [20, 20, 15, 15, 11])
-    np.testing.assert_array_equal(square._sizes(60, 0.8, (20, 30), "l2")[[0, 11, 51]], [20, 15, 11])
-    np.testing.assert_array_equal(square._sizes(60, 0.8, (1, 30), "linf")[[0, 11, 51]], [24, 12, 6])
+    np.testing.assert_array_equal(
+        canvases.sizes_of(60, 0.8, (20, 30), "linf")[[0, 10, 11, 50, 51]], [20, 20, 15, 15, 11]
+    )
+    np.testing.assert_array_equal(canvases.sizes_of(60, 0.8, (20, 30), "l2")[[0, 11, 51]], [20, 15, 11])
+    np.testing.assert_array_equal(canvases.sizes_of(60, 0.8, (1, 30), "linf")[[0, 11, 51]], [24, 12, 6])
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
@@ -319,7 +322,7 @@ def test_square_sides_by_hand():
 def test_a_canvas_reads_what_it_paints(shape, norm, key):
     """Rows and columns stay what they are in an image; the rest of the canvas is empty."""
     x = 1 + jax.random.uniform(key, (2, *shape))
-    canvas = square._Canvas.of(x, norm)
+    canvas = canvases.Canvas.of(x, norm)
     painted = canvas.paint(x)
     np.testing.assert_array_equal(canvas.read(painted), x)
     np.testing.assert_array_equal((painted > 0).sum((1, 2, 3)), np.prod(shape))
@@ -331,8 +334,8 @@ def test_a_canvas_reads_what_it_paints(shape, norm, key):
 
 def test_square_windows_are_squares_everywhere(key):
     image = jnp.zeros((1, 7, 11, 1))
-    canvas = square._Canvas.of(image, "linf")
-    windows, corners = jax.vmap(lambda k: square._window(k, jnp.asarray(3), canvas))(jax.random.split(key, 600))
+    canvas = canvases.Canvas.of(image, "linf")
+    windows, corners = jax.vmap(lambda k: canvases.window_at(k, jnp.asarray(3), canvas))(jax.random.split(key, 600))
     np.testing.assert_array_equal(windows.sum((1, 2)), 9)
     assert {tuple(c) for c in np.asarray(corners)} == {(i, j) for i in range(4) for j in range(8)}
     for window, (row, column) in zip(np.asarray(windows)[:20], np.asarray(corners)[:20], strict=True):
@@ -340,15 +343,15 @@ def test_square_windows_are_squares_everywhere(key):
 
 
 def test_a_row_of_features_is_covered_to_its_end(key):
-    canvas = square._Canvas.of(jnp.zeros((1, 6)), "linf")
-    windows, _ = jax.vmap(lambda k: square._window(k, jnp.asarray(2), canvas))(jax.random.split(key, 200))
+    canvas = canvases.Canvas.of(jnp.zeros((1, 6)), "linf")
+    windows, _ = jax.vmap(lambda k: canvases.window_at(k, jnp.asarray(2), canvas))(jax.random.split(key, 200))
     assert windows.any(0).all()
 
 
 @pytest.mark.parametrize("side", [3, 5, 8])
 def test_bumps(side):
     """Unit norm; two halves of opposite sign; the second lies where the first stands."""
-    upright, lying = square._bump(side)
+    upright, lying = bumps._bump(side)
     assert np.sum(upright**2) == pytest.approx(1)
     assert (upright[: side // 2] >= 0).all()
     assert (upright[side // 2 :] <= 0).all()
@@ -358,12 +361,12 @@ def test_bumps(side):
 def test_pyramids_by_hand():
     """Rectangles one row and column wider each, of weight 1, 1/4, 1/9, ... around the middle, cut off at the sides."""
     expected = np.array([[1 / 9, 13 / 36, 49 / 36, 13 / 36, 1 / 9]])
-    np.testing.assert_allclose(square._pyramid(1, 5), expected / np.linalg.norm(expected), rtol=1e-12)
+    np.testing.assert_allclose(bumps._pyramid(1, 5), expected / np.linalg.norm(expected), rtol=1e-12)
     expected = np.array([[1 / 4, 1 / 4, 1 / 4], [1 / 4, 5 / 4, 1 / 4]])
-    np.testing.assert_allclose(square._pyramid(2, 3), expected / np.linalg.norm(expected), rtol=1e-12)
+    np.testing.assert_allclose(bumps._pyramid(2, 3), expected / np.linalg.norm(expected), rtol=1e-12)
     upper = np.array([[1.0, 5.0, 1.0]]) / np.sqrt(27)
     lower = np.array([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0]]) / np.sqrt(30)
-    np.testing.assert_allclose(square._bump(3)[0], np.concatenate([upper, -lower]) / np.sqrt(2), rtol=1e-12)
+    np.testing.assert_allclose(bumps._bump(3)[0], np.concatenate([upper, -lower]) / np.sqrt(2), rtol=1e-12)
 
 
 @pytest.mark.parametrize("shape", [(6, 6, 1), (9, 13, 2), (21, 10, 3), (28, 28, 1), (4, 4, 1), (7,), (3, 2)])
@@ -386,10 +389,10 @@ def test_half_of_the_bumps_lie(key):
     """500 bumps of 5 x 5 at the start in L2: upright or lying, and positive or negative above, by fair coins."""
     x = jnp.full((20, 25, 25, 1), 0.5)
     begun = start.begin(lambda x: x.reshape(20, -1)[:, :2], x, jnp.zeros(20, int), (0.0, 1.0), key=key)
-    first, _ = square._l2(begun, jnp.full((20, 1, 1, 1), 0.1), 1, 0.8)
+    first, _ = bumps.bumps(begun, jnp.full((20, 1, 1, 1), 0.1), 1, 0.8, "l2")
     blocks = (np.asarray(first(begun.keys)) - 0.5).reshape(20, 5, 5, 5, 5).swapaxes(2, 3).reshape(-1, 25)
-    bumps = square._bump(5).reshape(2, 25) * np.linalg.norm(blocks[0])
-    found = [[(np.abs(blocks - sign * bump[None]).max(1) < 1e-5).sum() for sign in (1, -1)] for bump in bumps]
+    tiles = bumps._bump(5).reshape(2, 25) * np.linalg.norm(blocks[0])
+    found = [[(np.abs(blocks - sign * bump[None]).max(1) < 1e-5).sum() for sign in (1, -1)] for bump in tiles]
     assert np.sum(found) == 500
     np.testing.assert_allclose(np.array(found) / 500, 0.25, atol=0.06)  # three standard errors
 

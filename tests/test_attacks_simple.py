@@ -126,7 +126,7 @@ def test_degenerate_models(key, name):
     }
     for model, (f, y) in models.items():
         result = ATTACKS[name](f, x, y, key, 0.2)
-        for leaf in result:
+        for leaf in jax.tree.leaves(result):
             assert not np.isnan(np.asarray(leaf, float)).any(), model
         if model in ("constant", "black", "nan elsewhere"):
             assert not result.success.any(), model
@@ -192,7 +192,7 @@ def test_sweeping_epsilon_does_not_retrace(problem):
         ({"y": jnp.zeros(16)}, TypeError, "y must be integer labels, got float32"),
         ({"y": jnp.zeros(3, int)}, ValueError, r"y must have shape \(16,\)"),
         ({"epsilon": -0.1}, ValueError, "epsilon must be at least 0, got -0.1"),
-        ({"norm": "l7"}, ValueError, "norm must be 'linf' or 'l2', got 'l7'"),
+        ({"norm": "l7"}, ValueError, "norm must be 'linf', 'l2' or 'l1', got 'l7'"),
         ({"num_steps": 0}, ValueError, "num_steps must be an integer of at least 1, got 0"),
         ({"random_start": True}, TypeError, "key must be a typed key.*NoneType"),
         ({"random_start": True, "key": jnp.zeros(2, jnp.uint32)}, TypeError, r"got uint32\[2\]"),

@@ -10,9 +10,9 @@ import pytest
 
 from jacreg_jax import attacks, evaluation
 from jacreg_jax.attacks import losses
-from jacreg_jax.attacks.apgd import _checkpoints
+from jacreg_jax.attacks.apgd_search import _checkpoints
 from jacreg_jax.attacks.fab import project_to_plane
-from jacreg_jax.attacks.square import _sizes
+from jacreg_jax.attacks.square_canvas import sizes_of
 from tests.conftest import mlp, mlp_params
 
 DISTANCES = {
@@ -258,7 +258,7 @@ def test_bad_arguments(problem, key):
         ),
         (lambda: attacks.apgd(f, x, y, key, epsilon=-0.1), "epsilon must be at least 0, got -0.1"),
         (lambda: attacks.square(f, x, y, key, epsilon=0.1, initial_share=0), r"initial_share must lie in \(0, 1\]"),
-        (lambda: attacks.fab(f, x, y, norm="l1"), "norm must be 'linf' or 'l2', got 'l1'"),
+        (lambda: attacks.fab(f, x, y, norm="l3"), "norm must be 'linf', 'l2' or 'l1', got 'l3'"),
         (lambda: attacks.ddn(f, x + 2, y, key), "x must lie in bounds"),
     ):
         with pytest.raises(ValueError, match=message):
@@ -297,11 +297,11 @@ def test_apgd_checkpoints():
 
 
 def test_square_sizes():
-    sides = _sizes(5000, 0.8, (28, 28), "linf")
+    sides = sizes_of(5000, 0.8, (28, 28), "linf")
     assert sides[0] == 25
     assert sides[-1] == 2
     assert (np.diff(sides) <= 0).all()
-    assert (_sizes(5000, 0.8, (28, 28), "l2") % 2 == 1).all()
+    assert (sizes_of(5000, 0.8, (28, 28), "l2") % 2 == 1).all()
 
 
 def test_ratio_losses_do_not_see_a_rescaling(problem):

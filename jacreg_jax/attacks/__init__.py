@@ -1,13 +1,15 @@
 """Adversarial attacks and noise as compiled loops over a batch: name(f, x, y, key, *, ...) -> AttackResult.
 
-f takes raw pixels [B, ...] and gives logits [B, C]; the preprocessing belongs inside it, see
-`datasets.Preprocessing.wrap`. All sizes and distances are in raw pixels.
+f takes raw pixels [B, ...], or a pytree, and gives logits [B, C], one logit, or whatever a criterion looks at
+(`criteria`); the preprocessing belongs inside it, see `datasets.Preprocessing.wrap`. All sizes and distances are in raw
+pixels.
 
 Robust accuracy at a given epsilon: `white_noise`, `fgsm`, `pgd`, `apgd`, `square`, `auto_attack`.
 Smallest fooling distance: `white_noise_distance`, `fgsm_distance`, `pgd_distance`, `carlini_wagner`, `ddn`, `fab`, and
 `best_of` several.
 """
 
+from jacreg_jax.attacks import criteria as criteria
 from jacreg_jax.attacks.apgd import apgd as apgd, apgd_targeted as apgd_targeted
 from jacreg_jax.attacks.auto_attack import auto_attack as auto_attack, standard_ensemble as standard_ensemble
 from jacreg_jax.attacks.carlini_wagner import (

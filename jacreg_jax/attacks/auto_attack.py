@@ -9,28 +9,36 @@ from jax.typing import ArrayLike
 
 from jacreg_jax import checks
 from jacreg_jax.attacks.apgd import apgd
+from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.fab import fab
-from jacreg_jax.attacks.result import AttackResult, Norm, choose
+from jacreg_jax.attacks.inputs import batch_size, inputs
+from jacreg_jax.attacks.result import NEVER, NORMS, AttackResult, Norm, choose, first_of, spread
 from jacreg_jax.attacks.square import square
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.predictions import with_enough_classes
-from jacreg_jax.types import Array, Function
+from jacreg_jax.types import Array, Function, PyTree
 
 
 def standard_ensemble(
-    *, norm: Norm = "linf", num_queries: int = 5000, bounds: Bounds = (0.0, 1.0)
+    *,
+    norm: Norm = "linf",
+    num_queries: int = 5000,
+    criterion: Criterion | Function = misclassified,
+    bounds: Bounds | None = (0.0, 1.0),
 ) -> dict[str, Function]:
-    """The four attacks by name, each (f, x, y, key, epsilon) -> AttackResult, for `evaluation.worst_case`.
+    """The four attacks by name, each (f, x, y, key, epsilon, target) -> AttackResult, for `evaluation.worst_case`.
 
     FAB finds distances; what lies beyond epsilon counts as not fooled. The targeted ratio of apgd-t needs 4 classes:
     with 2 or 3 `evaluation.worst_case` and `auto_attack` leave it out and say so, with a UserWarning; called by itself
-    it raises.
+    it raises. It is not there for a criterion other than of classes. In L1 apgd-ce restarts five times, and apgd-t
+    tries five classes.
 
     Args:
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         num_queries: of Square.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
+        criterion: what counts as a success, see `criteria`.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
         {"apgd-ce": ..., "apgd-t": ..., "fab-t": ..., "square": ...}.
@@ -44,30 +52,34 @@ def standard_ensemble(
 
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
-    checks.one_of("norm", norm, ("linf", "l2"))
+    checks.one_of("norm", norm, NORMS)
     checks.count("num_queries", num_queries)
-    options: dict[str, Any] = {"norm": norm, "bounds": bounds}
-    targeted: Any = partial(_at, apgd, options | {"loss": "targeted"})
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds, "criterion": criterion}
+    restarts, classes = ({"num_restarts": 5}, {"num_targets": 5}) if norm == "l1" else ({}, {})
+    targeted: Any = partial(_at, apgd, options | {"loss": "targeted"} | classes)
     targeted.least_classes = 4
-    return {
-        "apgd-ce": partial(_at, apgd, options),
+    ensemble: dict[str, Function] = {
+        "apgd-ce": partial(_at, apgd, options | restarts),
         "apgd-t": targeted,
         "fab-t": partial(_fab_within, options),
         "square": partial(_at, square, options | {"num_queries": num_queries}),
     }
+    return ensemble if criterion == misclassified else {k: v for k, v in ensemble.items() if k != "apgd-t"}
 
 
 @checks.pure
 def auto_attack(
     f: Function,
-    x: ArrayLike,
-    y: ArrayLike,
+    x: PyTree,
+    y: PyTree,
     key: Array,
     *,
     epsilon: ArrayLike,
     norm: Norm = "linf",
     num_queries: int = 5000,
-    bounds: Bounds = (0.0, 1.0),
+    criterion: Criterion | Function = misclassified,
+    target: ArrayLike | None = None,
+    bounds: Bounds | None = (0.0, 1.0),
 ) -> AttackResult:
     """The standard ensemble in a ball of radius epsilon: a sample is robust if none of its attacks fools it.
 
@@ -77,14 +89,16 @@ def auto_attack(
     `evaluation.worst_case(standard_ensemble(...), ...)` is faster: it hands on to the next attack only what is left.
 
     Args:
-        f: batched function, raw pixels [B, ...] -> logits [B, C].
+        f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes.
         x: raw pixels [B, ...] within bounds; images [B, H, W, C] are what Square is made for.
         y: integer labels [B].
         key: typed key, or B of them.
         epsilon: radius in raw pixels, scalar or [B].
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1".
         num_queries: of Square.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
+        criterion: what counts as a success, see `criteria`; other than of classes there are three attacks.
+        target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
         AttackResult of the first attack that fools each sample, distances in `norm`.
@@ -100,43 +114,61 @@ def auto_attack(
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
     checks.function("f", f)
-    image = checks.inputs(x)
-    keys = sample_keys(key, len(image))
+    size = batch_size(x)
+    keys = sample_keys(key, size)
     result: AttackResult | None = None
-    classes = checks.num_classes(jax.eval_shape(f, image), len(image))
-    ensemble = standard_ensemble(norm=norm, num_queries=num_queries, bounds=bounds)
-    can_run = with_enough_classes(ensemble, classes)
+    ensemble = standard_ensemble(norm=norm, num_queries=num_queries, criterion=criterion, bounds=bounds)
+    can_run = with_enough_classes(ensemble, _classes(f, x, size)) if criterion == misclassified else list(ensemble)
+    aim = {} if target is None else {"target": target}
     for i, (name, attack) in enumerate(ensemble.items()):
         if name not in can_run:
             continue
-        new: AttackResult = attack(f, image, y, jax.vmap(jax.random.fold_in, (0, None))(keys, i), epsilon)
-        result = new if result is None else _first(result, new)
+        new = attack(f, x, y, jax.vmap(jax.random.fold_in, (0, None))(keys, i), epsilon, **aim)
+        result = new if result is None else first_of(result, new)
     assert result is not None
     return result
 
 
+def _classes(f: Function, x: Any, batch: int) -> int:
+    """C, or of positions as few as leave out what needs logits [B, C]."""
+    z = jax.eval_shape(lambda x: misclassified.outputs(f(x), batch), x)
+    return int(z.shape[-1]) if z.ndim == 2 else 2
+
+
 def _at(
-    attack: Function, options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: ArrayLike
+    attack: Function,
+    options: dict[str, Any],
+    f: Function,
+    x: Array,
+    y: Array,
+    key: Array,
+    epsilon: ArrayLike,
+    target: ArrayLike | None = None,
 ) -> AttackResult:
-    result: AttackResult = attack(f, x, y, key, epsilon=epsilon, **options)
+    result: AttackResult = attack(f, x, y, key, epsilon=epsilon, target=target, **options)
     return result
 
 
 def _fab_within(
-    options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: ArrayLike
+    options: dict[str, Any],
+    f: Function,
+    x: Array,
+    y: Array,
+    key: Array,
+    epsilon: ArrayLike,
+    target: ArrayLike | None = None,
 ) -> AttackResult:
-    checks.non_negative("epsilon", epsilon, batch=len(x))
-    result = fab(f, x, y, key, **options)
-    inside = result.success & (result.distance <= jnp.asarray(epsilon, result.distance.dtype))
+    """FAB with what lies beyond epsilon not fooled; of an epsilon of every entry, what is outside of that box."""
+    result = fab(f, x, y, key, target=target, **options)
+    image, found = (inputs(a, None).x for a in (x, result.x_adv))
+    beside = image.shape if options["norm"] == "linf" else ()
+    checks.non_negative("epsilon", epsilon, batch=len(image), beside=beside)
+    if jnp.ndim(epsilon) > 1:
+        near = jnp.all((jnp.abs(found - image) <= spread(epsilon, image)).reshape(len(image), -1), axis=1)
+    else:
+        near = result.distance <= jnp.asarray(epsilon, result.distance.dtype)
+    inside = result.success & near
+    x_adv = jax.tree.map(partial(choose, inside), result.x_adv, x)
+    outcome = jnp.where(result.clean_correct & ~inside, NEVER, jnp.asarray(result.outcome))
     reached = jnp.where(inside, result.distance, jnp.inf)
-    return result._replace(x_adv=choose(inside, result.x_adv, x), success=inside, distance=reached)
-
-
-def _first(old: AttackResult, new: AttackResult) -> AttackResult:
-    """The old result where it fools, else the new one."""
-
-    def keep(old_leaf: Array, new_leaf: Array) -> Array:
-        rows = old.success.reshape(-1, *(1,) * (old_leaf.ndim - 1))
-        return jnp.where(rows, old_leaf, new_leaf)
-
-    return AttackResult(*map(keep, old, new))._replace(grad_zero=old.grad_zero | new.grad_zero)
+    return result._replace(x_adv=x_adv, success=inside, distance=reached, outcome=outcome)

@@ -10,13 +10,14 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jacreg_jax import checks
-from jacreg_jax.attacks.losses import margin
-from jacreg_jax.attacks.result import AttackResult, choose, is_fooled
-from jacreg_jax.attacks.start import Start, begin, finish, varying
+from jacreg_jax.attacks.criteria import Criterion, misclassified
+from jacreg_jax.attacks.result import AttackResult, Trajectory, choose
+from jacreg_jax.attacks.start import Goal, Start, begin, finish, varying
+from jacreg_jax.attacks.trace import blank, record
 from jacreg_jax.checks import Bounds
 from jacreg_jax.deprecation import renamed_arguments
 from jacreg_jax.programs import once
-from jacreg_jax.types import Array, Counter, Function
+from jacreg_jax.types import Array, Counter, Function, PyTree
 
 
 class _Best(NamedTuple):
@@ -25,6 +26,7 @@ class _Best(NamedTuple):
     x_adv: Array
     squared: Array  # [B], +inf where none was found
     step: Array  # [B] int32, over all searches
+    seen: Trajectory | None = None
 
 
 class _Constants(NamedTuple):
@@ -36,13 +38,22 @@ class _Constants(NamedTuple):
 
 
 class _Problem(NamedTuple):
-    """What is minimised, over w + delta with x' = centre + half tanh(w + delta)."""
+    """What is minimised, over w + delta with x' = centre + half tanh(w + delta), or w + delta where unbounded."""
 
     start: Start
     centre: Any
     half: Any
+    is_boxed: Any  # bool, or an array of them beside x: bounded from both sides
     w: Array
     confidence: float
+
+    def images(self, delta: Array) -> Array:
+        """[B, ...] within bounds; where only one side is bounded the gradient passes through the clipping."""
+        v = self.w + delta
+        boxed = self.centre + self.half * jnp.tanh(v)
+        if self.is_boxed is True:
+            return boxed
+        return jnp.where(self.is_boxed, boxed, v + jax.lax.stop_gradient(self.start.clip(v) - v))
 
 
 class _Moments(NamedTuple):
@@ -72,8 +83,8 @@ class _Adam(NamedTuple):
 @once
 def carlini_wagner(
     f: Function,
-    x: ArrayLike,
-    y: ArrayLike,
+    x: PyTree,
+    y: PyTree,
     key: Array | None = None,
     *,
     num_steps: int = 1000,
@@ -83,22 +94,27 @@ def carlini_wagner(
     confidence: float = 0.0,
     smoother: float = 0.999999,
     adam_eps: float = 1e-8,
-    bounds: Bounds = (0.0, 1.0),
+    criterion: Criterion | Function = misclassified,
+    target: ArrayLike | None = None,
+    samples: int | None = None,
+    trace: bool = False,
+    bounds: Bounds | None = (0.0, 1.0),
 ) -> AttackResult:
     """The nearest image in L2 that f calls another class; the defaults are the paper's setting.
 
-    Minimises ||x' - x||^2 + c max(0, z_y - max_{c' != y} z_c' + confidence) over w with x' = tanh(w) scaled to bounds,
-    by Adam from zero in every search. c is multiplied by 10 until the sample is fooled, then bisected; with 10 or more
-    values the last repeats the smallest c that worked. The best of all steps counts, not the last.
+    Minimises ||x' - x||^2 + c max(0, z_y - max_{c' != y} z_c' + confidence), or minus the margin of another criterion,
+    over w with x' = tanh(w) scaled to bounds (x' = w where there are none), by Adam from zero in every search. c is
+    multiplied by 10 until the sample is fooled, then bisected; with 10 or more values the last repeats the smallest c
+    that worked. The best of all steps counts, not the last.
 
     The paper's setting is far from converged on a Jacobian-regularised model: report `carlini_wagner_converged` or the
     best of several attacks (`best_of`) beside it.
 
     Args:
-        f: batched function, raw pixels [B, ...] -> logits [B, C].
+        f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes.
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
-        key: not used; here for the common order of arguments.
+        key: typed key, or B of them; for `samples` alone.
         num_steps: Adam steps in each search.
         binary_search_steps: values of c that are tried.
         learning_rate: of Adam.
@@ -106,7 +122,11 @@ def carlini_wagner(
         confidence: margin by which the other class must lead.
         smoother: keeps arctanh of pixels at the bounds finite; pixels start 1 - smoother inside.
         adam_eps: of Adam; near saturated pixels gradients lie below the usual 1e-8, 1e-14 lets them move.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
+        criterion: what counts as a success, see `criteria`.
+        target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
+        samples: draws of a random f(x, key) that losses and gradients are averaged over; None: f(x) is not random.
+        trace: keep loss and distance of every step in `trajectory`.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
         AttackResult with L2 distances.
@@ -124,8 +144,8 @@ def carlini_wagner(
 
     Reference: Carlini, Wagner (2017), https://arxiv.org/abs/1608.04644, with loss f6.
     """
-    del key
-    start = begin(f, x, y, bounds, confidence=confidence)
+    goal = Goal(criterion, target, samples)
+    start = begin(f, x, y, bounds, key=key if samples else None, confidence=confidence, goal=goal)
     num_steps = checks.count("num_steps", num_steps)
     binary_search_steps = checks.count("binary_search_steps", binary_search_steps)
     checks.positive("initial_const", initial_const, batch=len(start.x))
@@ -133,9 +153,7 @@ def carlini_wagner(
     checks.positive("adam_eps", adam_eps)
     if not 0 < float(np.float32(smoother)) < 1:
         raise ValueError(f"smoother must lie between 0 and 1 in float32, got {smoother}")
-    low, high = start.bounds
-    centre, half = (low + high) / 2, (high - low) / 2
-    problem = _Problem(start, centre, half, jnp.arctanh(smoother * (start.x - centre) / half), confidence)
+    problem = _problem(start, smoother, confidence)
     adam = _Adam(learning_rate, adam_eps)
 
     def search(k: Counter, carry: tuple[_Best, _Constants]) -> tuple[_Best, _Constants]:
@@ -149,25 +167,37 @@ def carlini_wagner(
         return best, _Constants(const, lower, upper)
 
     infinite = start.full(jnp.inf, start.x.dtype)
-    best = _Best(start.x, infinite, start.zeros())
+    best = _Best(start.x, infinite, start.zeros(), blank(start, binary_search_steps * num_steps, trace))
     constants = _Constants(start.full(initial_const, infinite.dtype), start.full(0, infinite.dtype), infinite)
     best, _ = jax.lax.fori_loop(0, binary_search_steps, search, (best, constants))
-    return finish(start, best.x_adv, norm="l2", steps=best.step)
+    backward = binary_search_steps * num_steps
+    return finish(start, best.x_adv, norm="l2", steps=best.step, backward=backward, trajectory=best.seen)
 
 
 # Three times the steps, twice the rate, an Adam that moves saturated pixels
 carlini_wagner_converged = partial(carlini_wagner, num_steps=3000, learning_rate=0.01, adam_eps=1e-14)
 
 
-def _objective(problem: _Problem, delta: Array, const: Array) -> tuple[Array, tuple[Array, Array, Array]]:
-    """Sum of the losses; the images, their squared distances, and whether they count as fooling."""
-    f, x, y, confidence = problem.start.f, problem.start.x, problem.start.y, problem.confidence
-    x_adv = problem.centre + problem.half * jnp.tanh(problem.w + delta)
-    logits = f(x_adv)
-    squared = jnp.sum((x_adv - x).reshape(len(x), -1) ** 2, axis=1)
-    lead = margin(logits, y)
-    value = jnp.sum(squared + const * jnp.maximum(0, confidence - lead))
-    return value, (x_adv, squared, is_fooled(logits, y) & (lead >= confidence))
+def _problem(start: Start, smoother: float, confidence: float) -> _Problem:
+    low, high = start.bounds
+    is_boxed: Any = True
+    if any(isinstance(b, jax.core.Tracer) or not np.isfinite(b).all() for b in (low, high)):
+        is_boxed = jnp.isfinite(low) & jnp.isfinite(high)
+        low, high = jnp.where(is_boxed, low, 0), jnp.where(is_boxed, high, 1)
+    centre, half = (low + high) / 2, (high - low) / 2
+    w = jnp.arctanh(smoother * (start.x - centre) / half)
+    return _Problem(start, centre, half, is_boxed, jnp.where(is_boxed, w, start.x), confidence)
+
+
+def _objective(problem: _Problem, delta: Array, const: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
+    """Sum of the losses; each, the images, their squared distances, and whether they count as fooling."""
+    start = problem.start
+    x_adv = problem.images(delta)
+    z = start.f(x_adv)
+    squared = jnp.sum((x_adv - start.x).reshape(len(start.x), -1) ** 2, axis=1)
+    lead = start.margin(z)
+    value = squared + const * jnp.maximum(0, problem.confidence - lead)
+    return jnp.sum(value), (value, x_adv, squared, start.reached(z) & (lead >= problem.confidence))
 
 
 def _descend(
@@ -178,10 +208,11 @@ def _descend(
 
     def step(i: Counter, carry: tuple[Array, _Moments, _Best, Array]) -> tuple[Array, _Moments, _Best, Array]:
         delta, moments, best, found = carry
-        gradient, (x_adv, squared, fooled) = gradient_of(problem, delta, const)
-        new = _Best(x_adv, squared, jnp.full_like(best.step, first + i))
+        gradient, (value, x_adv, squared, fooled) = gradient_of(problem, delta, const)
+        new = _Best(x_adv, squared, jnp.full_like(best.step, first + i), best.seen)
         better = fooled & (squared < best.squared)
         best = jax.tree.map(lambda n, b: choose(better, n, b), new, best)
+        best = best._replace(seen=record(best.seen, first + i - 1, value, x_adv - problem.start.x, "l2"))
         update, moments = adam.update(gradient, moments)
         return delta + update, moments, best, found | fooled
 

@@ -7,15 +7,16 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacreg_jax import checks
+from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.gradient import ascent_direction, is_zero
-from jacreg_jax.attacks.losses import log_odds
-from jacreg_jax.attacks.result import AttackResult, choose, distance, is_fooled, spread
-from jacreg_jax.attacks.start import begin, finish, varying
+from jacreg_jax.attacks.result import AttackResult, Trajectory, choose, distance, spread
+from jacreg_jax.attacks.start import Goal, begin, finish, varying
+from jacreg_jax.attacks.trace import blank, record
 from jacreg_jax.checks import Bounds
 from jacreg_jax.deprecation import renamed_arguments
 from jacreg_jax.keys import check_key, normal_like
 from jacreg_jax.programs import once
-from jacreg_jax.types import Array, Counter, Function
+from jacreg_jax.types import Array, Counter, Function, PyTree
 
 
 class _State(NamedTuple):
@@ -25,21 +26,26 @@ class _State(NamedTuple):
     shortest: Array  # [B] its length
     steps: Array  # [B] int32
     grad_zero: Array  # [B] bool, at the clean sample
+    seen: Trajectory | None
 
 
 @renamed_arguments(initial_epsilon="init_epsilon")
 @once
 def ddn(
     f: Function,
-    x: ArrayLike,
-    y: ArrayLike,
+    x: PyTree,
+    y: PyTree,
     key: Array,
     *,
     num_steps: int = 100,
     init_epsilon: ArrayLike = 1.0,
     gamma: float = 0.05,
-    loss: Function = log_odds,
-    bounds: Bounds = (0.0, 1.0),
+    loss: Function | None = None,
+    criterion: Criterion | Function = misclassified,
+    target: ArrayLike | None = None,
+    samples: int | None = None,
+    trace: bool = False,
+    bounds: Bounds | None = (0.0, 1.0),
 ) -> AttackResult:
     """The nearest fooling image in L2 by gradient steps whose radius shrinks while fooled and grows while not.
 
@@ -47,15 +53,19 @@ def ddn(
     bounds; a_t falls from 1 to 0.01 along a cosine. Where the gradient is zero the direction is random.
 
     Args:
-        f: batched function, raw pixels [B, ...] -> logits [B, C].
+        f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes.
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
-        key: typed key, or B of them; used where a gradient is zero.
+        key: typed key, or B of them; used where a gradient is zero, and for samples.
         num_steps: gradient steps.
         init_epsilon: first radius in raw pixels, scalar or [B].
         gamma: relative change of the radius in a step.
-        loss: per-sample loss of (logits, y), climbed.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
+        loss: per-sample loss of (logits, y), climbed; None: the criterion's own, of classes `losses.log_odds`.
+        criterion: what counts as a success, see `criteria`.
+        target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
+        samples: draws of a random f(x, key) that losses and gradients are averaged over; None: f(x) is not random.
+        trace: keep loss and distance of every step in `trajectory`.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
         AttackResult with L2 distances.
@@ -73,20 +83,20 @@ def ddn(
     Reference: Rony et al. (2019), https://arxiv.org/abs/1811.09600.
     """
     check_key(key)
-    start = begin(f, x, y, bounds, key=key)
+    start = begin(f, x, y, bounds, key=key, goal=Goal(criterion, target, samples))
     checks.positive("init_epsilon", init_epsilon, batch=len(start.x))
     checks.fraction("gamma", gamma)
     num_steps = checks.count("num_steps", num_steps)
-    image, label, (low, high) = start.x, start.y, start.bounds
-    keys = start.keys
+    image, (low, high), keys, objective = start.x, start.bounds, start.keys, start.objective(loss)
     farthest = distance(jnp.maximum(image - low, high - image), "l2")
 
-    def climb(delta: Array) -> tuple[Array, Array]:
-        logits = f(image + delta)
-        return jnp.sum(loss(logits, label)), is_fooled(logits, label)
+    def climb(delta: Array) -> tuple[Array, tuple[Array, Array]]:
+        z = start.f(image + delta)
+        value = objective(z)
+        return jnp.sum(value), (value, start.reached(z))
 
     def step(i: Counter, s: _State) -> _State:
-        gradient, fooled = jax.grad(climb, has_aux=True)(s.delta)
+        gradient, (value, fooled) = jax.grad(climb, has_aux=True)(s.delta)
         direction, zero = _direction(gradient, keys, i)
         length = distance(s.delta, "l2")
         better = fooled & (length <= s.shortest)
@@ -101,12 +111,15 @@ def ddn(
             shortest=jnp.where(better, length, s.shortest),
             steps=jnp.where(better, i, s.steps),
             grad_zero=jnp.where(i == 0, zero, s.grad_zero),
+            seen=record(s.seen, i, value, s.delta, "l2"),
         )
 
     zero = varying(jnp.zeros_like(image), image)
-    first = _State(zero, start.full(init_epsilon, farthest.dtype), zero, farthest, start.zeros(), start.none())
+    seen = blank(start, num_steps, trace)
+    first = _State(zero, start.full(init_epsilon, farthest.dtype), zero, farthest, start.zeros(), start.none(), seen)
     end = jax.lax.fori_loop(0, num_steps, step, first)
-    return finish(start, image + end.best, norm="l2", steps=end.steps, grad_zero=end.grad_zero)
+    told = {"grad_zero": end.grad_zero, "backward": num_steps, "trajectory": end.seen}
+    return finish(start, image + end.best, norm="l2", steps=end.steps, **told)
 
 
 def _direction(gradient: Array, keys: Array, i: Counter) -> tuple[Array, Array]:

@@ -1,18 +1,19 @@
 """Fast adaptive boundary attack, targeted: projections onto the linearised boundary within the box."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacreg_jax import checks
-from jacreg_jax.attacks.losses import true_logit
-from jacreg_jax.attacks.result import AttackResult, Norm, choose, distance, is_fooled, spread
-from jacreg_jax.attacks.start import begin, finish, varying
+from jacreg_jax.attacks.criteria import Criterion, misclassified
+from jacreg_jax.attacks.criterion import Pair
+from jacreg_jax.attacks.result import AttackResult, Norm, choose, distance, spread
+from jacreg_jax.attacks.start import Goal, begin, finish, varying
 from jacreg_jax.checks import Bounds
 from jacreg_jax.programs import once
-from jacreg_jax.types import Array, Counter, Function
+from jacreg_jax.types import Array, Counter, Function, PyTree
 
 
 class _Best(NamedTuple):
@@ -26,8 +27,8 @@ class _Best(NamedTuple):
 @once
 def fab(
     f: Function,
-    x: ArrayLike,
-    y: ArrayLike,
+    x: PyTree,
+    y: PyTree,
     key: Array | None = None,
     *,
     norm: Norm = "l2",
@@ -36,7 +37,10 @@ def fab(
     overshoot: float = 1.05,
     alpha_max: float = 0.1,
     beta: float = 0.9,
-    bounds: Bounds = (0.0, 1.0),
+    criterion: Criterion | Function = misclassified,
+    target: ArrayLike | None = None,
+    samples: int | None = None,
+    bounds: Bounds | None = (0.0, 1.0),
 ) -> AttackResult:
     """The nearest fooling image by projecting onto z_target - z_y = 0, linearised, towards each likely class in turn.
 
@@ -44,17 +48,20 @@ def fab(
     whichever is nearer; a fooling x' is kept if it is the nearest so far and pulled back, x + 0.9 (x' - x).
 
     Args:
-        f: batched function, raw pixels [B, ...] -> logits [B, C].
+        f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes.
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
-        key: not used: the attack starts from the image itself.
-        norm: "l2" or "linf".
-        num_targets: classes tried, the likeliest first, at most C - 1.
+        key: typed key, or B of them; for `samples` alone, the attack starts from the image itself.
+        norm: "l2", "linf" or "l1".
+        num_targets: classes tried, the likeliest first, at most C - 1; for other criteria not used.
         num_steps: for each class.
         overshoot: eta of the paper.
         alpha_max: largest weight of the projection from the image.
         beta: the pull back.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
+        criterion: what counts as a success, see `criteria`.
+        target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
+        samples: draws of a random f(x, key) that losses and gradients are averaged over; None: f(x) is not random.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
         AttackResult with distances in `norm`.
@@ -71,38 +78,34 @@ def fab(
 
     Reference: Croce, Hein (2019), https://arxiv.org/abs/1907.02044.
     """
-    del key
-    start = begin(f, x, y, bounds, norm=norm)
-    num_targets = min(checks.count("num_targets", num_targets), start.num_classes - 1)
+    goal = Goal(criterion, target, samples)
+    start = begin(f, x, y, bounds, key=key if samples else None, norm=norm, goal=goal)
+    num_targets = min(checks.count("num_targets", num_targets), start.criterion.num_leads(start.logits))
     num_steps = checks.count("num_steps", num_steps)
-    checks.at_least("overshoot", overshoot, 1)
-    checks.fraction("alpha_max", alpha_max, zero=True, one=True)
-    checks.fraction("beta", beta, one=True)
-    label, low, span = start.y, start.bounds[0], start.bounds[1] - start.bounds[0]
-    image = start.x - low  # the projections work in the box [0, span]
-    order = jnp.argsort(start.logits, axis=1)
+    _check(overshoot, alpha_max, beta)
+    image, box = start.x, start.bounds
 
-    def lead(u: Array, target: Array) -> tuple[Array, Array]:
-        z = start.f(low + u)
-        difference = true_logit(z, target) - true_logit(z, label)
-        return jnp.sum(difference), difference
-
-    def step(u: Array, target: Array) -> Array:
+    def step(u: Array, lead: Pair) -> Array:
         """Towards the linearised boundary, from here and from the image."""
-        w, difference = jax.grad(lead, has_aux=True)(u, target)
+
+        def climb(u: Array) -> tuple[Array, Array]:
+            difference = lead(start.f(u), start.y)
+            return jnp.sum(difference), difference
+
+        w, difference = jax.grad(climb, has_aux=True)(u)
         offset = jnp.sum((w * u).reshape(len(u), -1), axis=1) - difference  # the hyperplane is w . u = offset
-        from_here, from_image = (project_to_plane(p, w, offset, norm, span) for p in (u, image))
+        from_here, from_image = (project_to_plane(p, w, offset, norm, box) for p in (u, image))
         here, there = (jnp.maximum(distance(d, norm), 1e-8) for d in (from_here, from_image))
         alpha = spread(jnp.clip(here / (here + there), 0, alpha_max), u)
         mixed = (1 - alpha) * (u + overshoot * from_here) + alpha * (image + overshoot * from_image)
-        return jnp.clip(mixed, 0, span)
+        return start.clip(mixed)
 
     def one_target(k: Counter, best: _Best) -> _Best:
-        target = jnp.take(order, start.num_classes - 2 - k, axis=1)
+        lead = start.criterion.lead(k, start.logits)
 
         def body(i: Counter, carry: tuple[Array, _Best]) -> tuple[Array, _Best]:
-            u, best = step(carry[0], target), carry[1]
-            fooled = is_fooled(start.f(low + u), label)
+            u, best = step(carry[0], lead), carry[1]
+            fooled = start.reached(start.f(u))
             length = distance(u - image, norm)
             better = fooled & (length < best.distance)
             new = _Best(u, length, jnp.full_like(best.steps, k * num_steps + i + 1))
@@ -114,43 +117,53 @@ def fab(
 
     farthest = jnp.where(start.clean_correct, jnp.inf, 0).astype(image.dtype)
     best = jax.lax.fori_loop(0, num_targets, one_target, _Best(image, farthest, start.zeros()))
-    x_adv = choose(jnp.isinf(best.distance), start.x, start.clip(low + best.u))
-    return finish(start, x_adv, norm=norm, steps=best.steps)
+    x_adv = choose(jnp.isinf(best.distance), image, start.clip(best.u))
+    passes = num_targets * num_steps
+    return finish(start, x_adv, norm=norm, steps=best.steps, forward=passes, backward=passes)
 
 
-def project_to_plane(u: Array, w: Array, offset: Array, norm: Norm, span: Any = 1.0) -> Array:
-    """The shortest d with w . (u + d) = offset and 0 <= u + d <= span; as near as the box allows where there is none.
+def _check(overshoot: float, alpha_max: float, beta: float) -> None:
+    checks.at_least("overshoot", overshoot, 1)
+    checks.fraction("alpha_max", alpha_max, zero=True, one=True)
+    checks.fraction("beta", beta, one=True)
 
-    With the sign of w such that w . u >= offset, d(s) = clip(-s v, -u, span - u), v = w in L2, sign(w) in L-infinity;
-    w . d(s) falls with s, convex and piecewise linear, so that Newton's method from s = 0 rises to the root.
+
+def project_to_plane(u: Array, w: Array, offset: Array, norm: Norm, bounds: Bounds = (0.0, 1.0)) -> Array:
+    """The shortest d with w . (u + d) = offset and u + d within bounds; as near as the box allows where there is none.
+
+    With the sign of w such that w . u >= offset, d(s) = clip(-s v, low - u, high - u), v = w in L2, sign(w) in
+    L-infinity; w . d(s) falls with s, convex and piecewise linear, so that Newton's method from s = 0 rises to the
+    root. In L1 the entries with the largest |w| move first, each as far as it may.
 
     Args:
-        u: points [B, ...] of the box [0, span].
+        u: points [B, ...] of the box.
         w: normals [B, ...].
         offset: [B].
         norm: of the distance that is smallest.
-        span: sides of the box, a scalar or an array beside u.
+        bounds: (low, high), scalars or arrays beside u.
 
     Returns:
         d, [B, ...].
     """
     flat, normal = u.reshape(len(u), -1), w.reshape(len(w), -1)
-    room = (span - u).reshape(len(u), -1)
+    down, up = ((b - u).reshape(len(u), -1) for b in bounds)
     scale = jnp.max(jnp.abs(normal), axis=1, keepdims=True)  # genuine gradients can lie below any fixed threshold
     scale = jnp.where(scale > 0, scale, 1)
     normal, offset = normal / scale, offset[:, None] / scale
     gap = jnp.sum(normal * flat, axis=1, keepdims=True) - offset
     normal, gap = jnp.where(gap >= 0, normal, -normal), jnp.abs(gap)
+    if norm == "l1":
+        return _largest_first(normal, gap, jnp.where(normal > 0, down, up)).reshape(u.shape)
     v = normal if norm == "l2" else jnp.sign(normal)
 
     def move(s: Array) -> Array:
-        return jnp.clip(-s * v, -flat, room)
+        return jnp.clip(-s * v, down, up)
 
     def newton(carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         i, s, _ = carry
         d = move(s)
         missing = gap + jnp.sum(normal * d, axis=1, keepdims=True)
-        is_free = jnp.where(v > 0, d > -flat, d < room)  # a pixel moves against v
+        is_free = jnp.where(v > 0, d > down, d < up)  # a pixel moves against v
         slope = jnp.sum(jnp.where(is_free, normal * v, 0), axis=1, keepdims=True)
         # nothing left to move: the plane does not meet the box
         s = s + jnp.where(slope > 0, jnp.maximum(missing, 0) / jnp.where(slope > 0, slope, 1), 0)
@@ -159,3 +172,15 @@ def project_to_plane(u: Array, w: Array, offset: Array, norm: Norm, span: Any = 
     first = jnp.zeros((), jnp.int32), *varying((jnp.zeros_like(gap), jnp.ones_like(gap, bool)), gap)
     _, s, _ = jax.lax.while_loop(lambda c: (c[0] < 50) & jnp.any(c[2]), newton, first)
     return move(s).reshape(u.shape)
+
+
+def _largest_first(normal: Array, gap: Array, room: Array) -> Array:
+    """D [B, n] with normal . d = -gap: entries move against the normal to their room, in the order of |normal|."""
+    order = jnp.argsort(-jnp.abs(normal), axis=1)
+    slope = jnp.take_along_axis(jnp.abs(normal), order, axis=1)
+    far = jnp.take_along_axis(jnp.abs(room), order, axis=1)
+    gain = jnp.minimum(gap, jnp.where(slope > 0, slope * jnp.where(slope > 0, far, 0), 0))  # of a whole move
+    left = jnp.maximum(gap - (jnp.cumsum(gain, axis=1) - gain), 0)
+    moved = jnp.minimum(far, jnp.where(slope > 0, left / jnp.where(slope > 0, slope, 1), 0))
+    moved = jnp.take_along_axis(moved, jnp.argsort(order, axis=1), axis=1)
+    return -jnp.sign(normal) * moved

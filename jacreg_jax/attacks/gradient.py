@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.attacks.result import Norm, distance, spread
+from jacreg_jax.attacks.sparse import sparse_direction
 from jacreg_jax.types import Array, Function
 
 
@@ -25,9 +26,14 @@ def zero_gradient(f: Function, x: Array, y: Array, loss: Function = log_odds) ->
 
 
 def ascent_direction(gradient: Array, norm: Norm) -> Array:
-    """Steepest unit step: sign(g), or g / ||g||_2, scaled by max|g| first so that tiny gradients do not underflow."""
+    """Steepest unit step: sign(g), or g / ||g||_2, scaled by max|g| first so that tiny gradients do not underflow.
+
+    In L1 the signs of the largest twentieth of the entries: the steepest, one entry alone, would take a step for each.
+    """
     if norm == "linf":
         return jnp.sign(gradient)
+    if norm == "l1":
+        return sparse_direction(gradient, 0.05)
     largest = spread(distance(gradient, "linf"), gradient)
     scaled = gradient / jnp.where(largest > 0, largest, 1)
     return scaled / jnp.maximum(spread(distance(scaled, "l2"), gradient), 1e-12)

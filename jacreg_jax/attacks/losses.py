@@ -1,4 +1,7 @@
-"""What attacks climb: per-sample losses [B] of logits [B, C] and labels [B], without cancellation in float32."""
+"""What attacks climb: losses [...] of logits [..., C] and labels [...], without cancellation in float32.
+
+Usually one for each sample, [B]; of tokens one for each position, [B, T].
+"""
 
 import jax
 import jax.numpy as jnp
@@ -10,11 +13,11 @@ def others(logits: Array, y: Array) -> Array:
     """Logits with the true class at -inf.
 
     Args:
-        logits: [B, C].
-        y: integer labels [B].
+        logits: [..., C].
+        y: integer labels [...].
 
     Returns:
-        [B, C].
+        [..., C].
 
     Example:
         >>> others(jnp.array([[3.0, 1.0]]), jnp.array([0])).tolist()
@@ -24,20 +27,20 @@ def others(logits: Array, y: Array) -> Array:
 
 
 def true_logit(logits: Array, y: Array) -> Array:
-    """z_y; [B].
+    """z_y; [...].
 
     Args:
-        logits: [B, C].
-        y: integer labels [B].
+        logits: [..., C].
+        y: integer labels [...].
 
     Returns:
-        [B].
+        [...].
 
     Example:
         >>> true_logit(jnp.array([[3.0, 1.0]]), jnp.array([1])).tolist()
         [1.0]
     """
-    return jnp.take_along_axis(logits, y[:, None], axis=-1)[:, 0]
+    return jnp.take_along_axis(logits, y[..., None], axis=-1)[..., 0]
 
 
 def log_odds(logits: Array, y: Array) -> Array:
@@ -47,11 +50,11 @@ def log_odds(logits: Array, y: Array) -> Array:
     the same, and it does not vanish however confident the model is.
 
     Args:
-        logits: [B, C].
-        y: integer labels [B].
+        logits: [..., C].
+        y: integer labels [...].
 
     Returns:
-        [B].
+        [...].
 
     Example:
         >>> log_odds(jnp.array([[3.0, 1.0]]), jnp.array([0])).tolist()
@@ -67,11 +70,11 @@ def cross_entropy(logits: Array, y: Array) -> Array:
     which makes a confident model look robust. This one is right up to 87, where 1 - p_y leaves float32.
 
     Args:
-        logits: [B, C].
-        y: integer labels [B].
+        logits: [..., C].
+        y: integer labels [...].
 
     Returns:
-        [B].
+        [...].
 
     Example:
         >>> cross_entropy(jnp.array([[1.0, 1.0]]), jnp.array([0])).round(3).tolist()
@@ -84,11 +87,11 @@ def margin(logits: Array, y: Array) -> Array:
     """max_{c != y} z_c - z_y: positive where fooled (Carlini and Wagner's f6 with the sign turned).
 
     Args:
-        logits: [B, C].
-        y: integer labels [B].
+        logits: [..., C].
+        y: integer labels [...].
 
     Returns:
-        [B].
+        [...].
 
     Example:
         >>> margin(jnp.array([[3.0, 1.0]]), jnp.array([0])).tolist()
@@ -103,11 +106,11 @@ def dlr(logits: Array, y: Array) -> Array:
     z_(k) is the k-th largest logit; needs 3 classes.
 
     Args:
-        logits: [B, C].
-        y: integer labels [B].
+        logits: [..., C].
+        y: integer labels [...].
 
     Returns:
-        [B].
+        [...].
 
     Example:
         >>> dlr(jnp.array([[5.0, 3.0, 1.0]]), jnp.array([0])).tolist()  # (3 - 5) / (5 - 1)
@@ -116,19 +119,19 @@ def dlr(logits: Array, y: Array) -> Array:
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
     ordered = jnp.sort(logits, axis=-1)
-    return margin(logits, y) / (ordered[:, -1] - ordered[:, -3] + 1e-12)
+    return margin(logits, y) / (ordered[..., -1] - ordered[..., -3] + 1e-12)
 
 
 def dlr_targeted(logits: Array, y: Array, target: Array) -> Array:
     """(z_target - z_y) / (z_(1) - (z_(3) + z_(4)) / 2); needs 4 classes.
 
     Args:
-        logits: [B, C].
-        y: integer labels [B].
-        target: integer classes [B].
+        logits: [..., C].
+        y: integer labels [...].
+        target: integer classes [...].
 
     Returns:
-        [B].
+        [...].
 
     Example:
         >>> # (2 - 5) / (5 - (2 + 0) / 2)
@@ -138,5 +141,5 @@ def dlr_targeted(logits: Array, y: Array, target: Array) -> Array:
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
     ordered = jnp.sort(logits, axis=-1)
-    spread = ordered[:, -1] - (ordered[:, -3] + ordered[:, -4]) / 2
+    spread = ordered[..., -1] - (ordered[..., -3] + ordered[..., -4]) / 2
     return (true_logit(logits, target) - true_logit(logits, y)) / (spread + 1e-12)

@@ -1,4 +1,4 @@
-"""Projected gradient descent in an L-infinity or L2 ball, one compiled loop."""
+"""Projected gradient descent in an L-infinity, L2 or L1 ball, one compiled loop."""
 
 from typing import Any
 
@@ -9,22 +9,23 @@ from jax.typing import ArrayLike
 
 from jacreg_jax import checks
 from jacreg_jax.attacks.ball import project, random_in_ball
-from jacreg_jax.attacks.gradient import ascent_direction, loss_gradient
-from jacreg_jax.attacks.losses import log_odds
-from jacreg_jax.attacks.result import AttackResult, Norm, spread
-from jacreg_jax.attacks.start import begin, finish
+from jacreg_jax.attacks.criteria import Criterion, misclassified
+from jacreg_jax.attacks.gradient import ascent_direction
+from jacreg_jax.attacks.result import AttackResult, Norm, Trajectory, spread
+from jacreg_jax.attacks.start import Goal, begin, finish
+from jacreg_jax.attacks.trace import blank, record
 from jacreg_jax.checks import Bounds
 from jacreg_jax.concrete import look
 from jacreg_jax.keys import check_key
 from jacreg_jax.programs import once
-from jacreg_jax.types import Array, Counter, Function
+from jacreg_jax.types import Array, Counter, Function, PyTree
 
 
 @once
 def pgd(
     f: Function,
-    x: ArrayLike,
-    y: ArrayLike,
+    x: PyTree,
+    y: PyTree,
     key: Array | None = None,
     *,
     epsilon: ArrayLike,
@@ -32,25 +33,33 @@ def pgd(
     num_steps: int,
     norm: Norm = "linf",
     random_start: bool = False,
-    loss: Function = log_odds,
-    bounds: Bounds = (0.0, 1.0),
+    loss: Function | None = None,
+    criterion: Criterion | Function = misclassified,
+    target: ArrayLike | None = None,
+    samples: int | None = None,
+    trace: bool = False,
+    bounds: Bounds | None = (0.0, 1.0),
 ) -> AttackResult:
     """num_steps of x <- project(x + step_size * direction), direction the gradient's sign or unit vector.
 
     The projection is onto the ball of radius epsilon around the input, then onto bounds. The last iterate counts.
 
     Args:
-        f: batched function, raw pixels [B, ...] -> logits [B, C].
+        f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes.
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
-        key: typed key, or B of them; needed for random_start.
-        epsilon: radius in raw pixels, scalar or [B].
-        step_size: in raw pixels, scalar or [B].
+        key: typed key, or B of them; needed for random_start and samples.
+        epsilon: radius in raw pixels, scalar or [B]; in L-infinity also with all axes of x, such as [1, F].
+        step_size: in raw pixels, as epsilon.
         num_steps: gradient steps.
-        norm: "linf" or "l2".
+        norm: "linf", "l2" or "l1"; in L1 a step goes along the largest twentieth of the gradient's entries.
         random_start: start from a uniform point of the ball.
-        loss: per-sample loss of (logits, y); the default has the cross-entropy's direction, see `losses.log_odds`.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
+        loss: per-sample loss of (logits, y); None: the criterion's own, of classes `losses.log_odds`.
+        criterion: what counts as a success, see `criteria`.
+        target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
+        samples: draws of a random f(x, key) that losses and gradients are averaged over; None: f(x) is not random.
+        trace: keep loss and distance of every step in `trajectory`.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
         AttackResult with distances in `norm`.
@@ -71,20 +80,29 @@ def pgd(
     checks.one_of("random_start", random_start, (True, False))
     if random_start:
         check_key(key)
-    sizes = {"epsilon": epsilon, "step_size": step_size}
-    begun = begin(f, x, y, bounds, key=key if random_start else None, norm=norm, **sizes)
+    sizes: dict[str, Any] = {"epsilon": epsilon, "step_size": step_size}
+    goal = Goal(criterion, target, samples)
+    begun = begin(f, x, y, bounds, key=key if random_start or samples else None, norm=norm, goal=goal, **sizes)
     _check_moves(step_size, epsilon)
-    image, label, within = begun.x, begun.y, begun.bounds
+    image, within = begun.x, begun.bounds
+    objective = begun.objective(loss)
     start = image
     if random_start:
         start = project(image + random_in_ball(begun.keys, image, epsilon, norm), image, epsilon, norm, within)
 
-    def step(_: Counter, x_adv: Array) -> Array:
-        direction = ascent_direction(loss_gradient(f, x_adv, label, loss), norm)
-        return project(x_adv + spread(step_size, image) * direction, image, epsilon, norm, within)
+    def climb(x_adv: Array) -> tuple[Array, Array]:
+        value = objective(begun.f(x_adv))
+        return jnp.sum(value), value
 
-    x_adv = jax.lax.fori_loop(0, num_steps, step, start)
-    return finish(begun, x_adv, norm=norm, steps=begun.full(num_steps, jnp.int32), loss=loss)
+    def step(i: Counter, carry: tuple[Array, Trajectory | None]) -> tuple[Array, Trajectory | None]:
+        x_adv, seen = carry
+        gradient, value = jax.grad(climb, has_aux=True)(x_adv)
+        moved = x_adv + spread(step_size, image) * ascent_direction(gradient, norm)
+        return project(moved, image, epsilon, norm, within), record(seen, i, value, x_adv - image, norm)
+
+    x_adv, seen = jax.lax.fori_loop(0, num_steps, step, (start, blank(begun, num_steps, trace)))
+    steps = begun.full(num_steps, jnp.int32)
+    return finish(begun, x_adv, norm=norm, steps=steps, loss=loss, backward=num_steps, trajectory=seen)
 
 
 def _check_moves(step_size: ArrayLike, epsilon: ArrayLike) -> None:

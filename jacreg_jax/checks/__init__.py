@@ -7,12 +7,15 @@ from jacreg_jax.checks.arrays import (
     Bounds as Bounds,
     all_finite as all_finite,
     bounds as bounds,
+    class_logits as class_logits,
     entries as entries,
     images as images,
     inputs as inputs,
     labels as labels,
     num_classes as num_classes,
+    num_samples as num_samples,
     on_host as on_host,
+    outputs as outputs,
     sample_values as sample_values,
 )
 from jacreg_jax.checks.functions import function as function, pure as pure
@@ -28,4 +31,4 @@ from jacreg_jax.checks.numbers import (
     positive as positive,
     shares as shares,
 )
-from jacreg_jax.checks.words import warn as warn
+from jacreg_jax.checks.words import warn as warn, what as what

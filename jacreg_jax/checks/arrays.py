@@ -128,6 +128,22 @@ def on_host(**values: Any) -> None:
             )
 
 
+def num_samples(name: str, value: Any) -> int:
+    """N of an array [N, ...], or of a pytree of them.
+
+    Raises:
+        TypeError: no array, or one without the axis.
+        ValueError: leaves of different N.
+    """
+    leaves = jax.tree.leaves(value)
+    if not leaves or not all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
+        raise TypeError(f"{name} must be an array [N, ...], got {type(value).__name__}")
+    lengths = sorted({len(leaf) for leaf in leaves})
+    if len(lengths) > 1:
+        raise ValueError(f"{name} must hold one number of samples in all leaves, got {lengths}")
+    return lengths[0]
+
+
 def sample_values(name: str, values: Any, meaning: str = "0 or positive") -> "np.ndarray":
     """Values of N samples as a numpy array: at least one, none negative or NaN; +inf is welcome.
 
@@ -168,22 +184,58 @@ def num_classes(z: Any, batch: int, name: str = "f(x)") -> int:
     return int(shape[1])
 
 
+def class_logits(z: Any, batch: int, name: str = "f(x)") -> int:
+    """C of logits [B, C], or [B, ..., C] of positions such as tokens: real floating point, at least two classes.
+
+    Raises:
+        TypeError: not one array of floating point logits.
+        ValueError: not [B, ..., C]; fewer than two classes.
+    """
+    if getattr(z, "ndim", 2) < 3:
+        return num_classes(z, batch, name)
+    if not jnp.issubdtype(z.dtype, jnp.floating):
+        raise TypeError(f"{name} must be floating point logits, got {z.dtype}")
+    if z.shape[0] != batch or z.shape[-1] < 2 or 0 in z.shape:
+        raise ValueError(f"{name} must be logits [{batch}, ..., C] of at least 2 classes, got shape {tuple(z.shape)}")
+    return int(z.shape[-1])
+
+
+def outputs(z: Any, batch: int, name: str = "f(x)") -> None:
+    """An array [B, ...] of real floating point, or a pytree of them: what a criterion other than of classes looks at.
+
+    Raises:
+        TypeError: a leaf that is no array, or of another dtype.
+        ValueError: no leaf, or one without the batch axis in front.
+    """
+    leaves = jax.tree.leaves(z)
+    if not leaves:
+        raise ValueError(f"{name} must hold an array [B, ...], got none")
+    for leaf in leaves:
+        if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)):
+            raise TypeError(f"{name} must be floating point arrays [B, ...], got {name_of(leaf)}")
+        if leaf.shape[:1] != (batch,):
+            raise ValueError(f"{name} must be arrays [B, ...] with B = {batch}, got shape {tuple(leaf.shape)}")
+
+
 def bounds(bounds: Any, x: jax.Array) -> Bounds:
     """(low, high), each a float or an array that lies beside x [B, ...] with all its axes.
 
-    Each may be a scalar or an array that broadcasts to x: per channel [C], per feature, per sample [B, 1, ...].
+    Each may be a scalar or an array that broadcasts to x: per channel [C], per feature, per sample [B, 1, ...]. None is
+    no bound, for both or on one side; so is an infinite entry of an array.
 
     Raises:
         TypeError: not a pair of real numbers.
-        ValueError: NaN or infinite; low not below high somewhere; a shape that does not broadcast to x; x outside.
+        ValueError: NaN; low not below high somewhere; a shape that does not broadcast to x; x outside.
     """
+    bounds = (None, None) if bounds is None else bounds
     if not isinstance(bounds, tuple | list) or len(bounds) != 2:
-        raise TypeError(f"bounds must be a pair (low, high), got {name_of(bounds)}")
-    low, high = (_bound(b, x) for b in bounds)
+        raise TypeError(f"bounds must be a pair (low, high), or None, got {name_of(bounds)}")
+    given = zip(bounds, (-np.inf, np.inf), strict=True)
+    low, high = (_bound(infinite if b is None else b, x) for b, infinite in given)
     if not any(isinstance(b, jax.core.Tracer) for b in (low, high)):
         wide_low, wide_high = np.asarray(low, np.float64), np.asarray(high, np.float64)
-        if not (np.isfinite(wide_low).all() and np.isfinite(wide_high).all() and np.all(wide_low < wide_high)):
-            raise ValueError(f"bounds must be finite with low below high, got ({short(low)}, {short(high)})")
+        if not np.all(wide_low < wide_high):
+            raise ValueError(f"bounds must be numbers with low below high, got ({short(low)}, {short(high)})")
         look(lambda x: _inside(x, wide_low, wide_high), x)
     return low, high
 
@@ -209,8 +261,10 @@ def _bound(bound: Any, x: jax.Array) -> Any:
 
 def _inside(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
     """Rounding is let pass: 1e-6 of the range, and the precision of x's dtype."""
-    size = np.maximum(np.abs(low), np.abs(high))
-    slack = 1e-6 * np.maximum(1, high - low) + float(np.spacing(x.dtype.type(1))) * size
+    size, span = np.maximum(np.abs(low), np.abs(high)), high - low
+    relative = np.where(np.isfinite(size), size, np.minimum(np.abs(low), np.abs(high)))  # one side alone
+    slack = 1e-6 * np.maximum(1, np.where(np.isfinite(span), span, 1))
+    slack = slack + float(np.spacing(x.dtype.type(1))) * np.where(np.isfinite(relative), relative, 0)
     wide = np.asarray(x).astype(np.float64)
     if not (np.all(wide >= low - slack) and np.all(wide <= high + slack)):
         raise ValueError(

@@ -1,6 +1,6 @@
 """Numbers: counts, coefficients, sizes, shares of one, and choices."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -39,24 +39,24 @@ def optional_count(name: str, value: Any) -> int | None:
         raise ValueError(f"{name} must be None or an integer of at least 1, got {value!r}") from None
 
 
-def non_negative(name: str, value: Any, *, batch: int | None = None) -> None:
-    """A finite number of at least 0, or with `batch` also one for each sample, [B].
+def non_negative(name: str, value: Any, *, batch: int | None = None, beside: Sequence[int] = ()) -> None:
+    """A finite number of at least 0; with `batch` also one for each sample, [B], with `beside` one for each entry.
 
     Raises:
         TypeError: not a real number.
         ValueError: negative, NaN or infinite; neither a scalar nor [B].
     """
-    _number(name, value, batch, lambda v: v >= 0, "must be at least 0")
+    _number(name, value, batch, lambda v: v >= 0, "must be at least 0", beside)
 
 
-def positive(name: str, value: Any, *, batch: int | None = None) -> None:
-    """A finite number above 0, or with `batch` also one for each sample, [B].
+def positive(name: str, value: Any, *, batch: int | None = None, beside: Sequence[int] = ()) -> None:
+    """A finite number above 0; with `batch` also one for each sample, [B], with `beside` one for each entry.
 
     Raises:
         TypeError: not a real number.
         ValueError: 0, negative, NaN or infinite; neither a scalar nor [B].
     """
-    _number(name, value, batch, lambda v: v > 0, "must be above 0")
+    _number(name, value, batch, lambda v: v > 0, "must be above 0", beside)
 
 
 def finite(name: str, value: Any, *, batch: int | None = None) -> None:
@@ -139,14 +139,22 @@ def one_of(name: str, value: Any, allowed: Iterable[Any]) -> None:
         raise ValueError(f"{name} must be {', '.join(first) + ' or ' if first else ''}{last}, got {value!r}")
 
 
-def _number(name: str, value: Any, batch: int | None, is_right: Callable[[Any], Any], words: str) -> None:
+def _fits(shape: Sequence[int], beside: Sequence[int]) -> bool:
+    """Whether every axis is there, of full size or 1; with fewer axes [B] and [C] would look the same."""
+    return 1 < len(shape) == len(beside) and all(n in (1, m) for n, m in zip(shape, beside, strict=True))
+
+
+def _number(
+    name: str, value: Any, batch: int | None, is_right: Callable[[Any], Any], words: str, beside: Sequence[int] = ()
+) -> None:
     dtype = getattr(value, "dtype", None)
     dtype = np.asarray(value).dtype if dtype is None else dtype
     if not (jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)):
         raise TypeError(f"{name} must be a real number, got {what(value)}")
     shape = np.shape(value)
-    if shape != () and shape != (batch,):
+    if shape != () and shape != (batch,) and not _fits(shape, beside):
         wanted = "a scalar" if batch is None else f"a scalar or have shape ({batch},), one for each sample"
+        wanted += f", or all axes of x, {tuple(beside)}, each of full size or 1" if len(beside) > 1 else ""
         raise ValueError(f"{name} must be {wanted}; got shape {shape}")
 
     def test(value: np.ndarray) -> None:
