@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from jacreg_jax.manual_axes import varying
 from jacreg_jax.types import Apply, PyTree
 
 State = Callable[[PyTree, PyTree, PyTree, Any], PyTree]  # (params, model_state, x, key) -> model_state
@@ -92,6 +93,31 @@ def at_batch_statistics(statistics: State, evaluate: Apply) -> Apply:
         return evaluate(params, of_batch, x, key)[0], model_state
 
     return apply
+
+
+@jax.custom_jvp
+def constant_inside(tree: PyTree) -> PyTree:
+    """The tree itself; constant for the innermost derivative taken through it, and for no other.
+
+    Args:
+        tree: pytree of float arrays.
+
+    Returns:
+        The same.
+
+    Example:
+        >>> slope = jax.grad(lambda x: x * constant_inside(x))  # of x^2, but for the second factor: x
+        >>> float(slope(3.0)), float(jax.grad(slope)(3.0))
+        (3.0, 1.0)
+    """
+    return tree
+
+
+@constant_inside.defjvp
+def _constant_inside(primals: tuple[PyTree], tangents: tuple[PyTree]) -> tuple[PyTree, PyTree]:
+    """The value is handed on as it came, so that the derivatives around this one see it."""
+    (tree,) = primals
+    return tree, jax.tree.map(lambda leaf: varying(jax.numpy.zeros_like(leaf), leaf), tree)
 
 
 def reads_running_statistics(apply: Apply) -> Apply:

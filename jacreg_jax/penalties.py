@@ -52,6 +52,10 @@ class BoundModel:
         output, model_state = self.apply(self.params, self.model_state, x, self.key)
         return output, model_state
 
+    def differentiated(self) -> "BoundModel":
+        """The form that a penalty differentiates with respect to x; another one for `models.held_statistics_mode`."""
+        return dataclasses.replace(self, apply=getattr(self.apply, "inside", self.apply))
+
     def output(self, x: PyTree) -> Any:
         """The output alone: a function of x as penalties by hand, relatives and attacks take it."""
         return self(x)[0]
@@ -137,6 +141,11 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
     inspect.signature(function).bind(None, None, **dict.fromkeys(names) | options)  # TypeError names what is missing
 
     def penalty(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
+        if isinstance(f, BoundModel) and hasattr(f.apply, "inside"):
+            raise TypeError(
+                "function, in of(...), is not one that held_statistics_mode serves, as projected() and exact() are; "
+                "take batch_statistics_mode"
+            )
         given = {name: {"y": y, "key": keys}[name] for name in names if name not in options}
         norms = function(_output(f), x, **given, **options)
         rows = jax.tree.leaves(x)[0].shape[:1]
@@ -192,11 +201,12 @@ def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
 def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
     """A penalty of another form of the model at the same parameters, at the cost of one more forward pass.
 
-    With BatchNorm, `of_model(models.batch_statistics_mode(module))` leaves out the terms that train-mode statistics
-    carry from one sample to another.
+    With BatchNorm, `of_model(models.held_statistics_mode(module))` leaves out the terms that train-mode statistics
+    carry from one sample to another; it is a form of train mode itself and costs no pass. Its siblings for other
+    libraries, and with dropout left out, are called batch_statistics.
 
     Args:
-        apply: (params, model_state, x, key) -> (output, model_state), such as `models.batch_statistics_mode(module)`.
+        apply: (params, model_state, x, key) -> (output, model_state), such as `models.held_statistics_mode(module)`.
         penalty: of that model; None: `projected()`.
 
     Returns:
@@ -217,8 +227,8 @@ def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
             raise TypeError(f"f must be the BoundModel of a train step for of_model(...), got {type(f).__name__}")
         if getattr(apply, "reads_running_statistics", False) and jax.tree.leaves(f.model_state):
             checks.warn(_LAGGING)
-        _, mean, norms = inner(dataclasses.replace(f, apply=apply), x, y, keys)
-        return f(x), mean, norms
+        output, mean, norms = inner(dataclasses.replace(f, apply=apply), x, y, keys)
+        return output if getattr(apply, "is_train_mode", False) else f(x), mean, norms
 
     return other
 
@@ -259,7 +269,8 @@ def checked(penalty: Any) -> Penalty:
 def _penalise(reduce: Any, f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
     """The penalty of a reduction of (z, vjp, x, keys) to (mean, norms); labels do not matter."""
     del y
-    value, (mean, norms) = value_and(reduce, f, x, keys, has_aux=isinstance(f, BoundModel))
+    inside = f.differentiated() if isinstance(f, BoundModel) else f
+    value, (mean, norms) = value_and(reduce, inside, x, keys, has_aux=isinstance(f, BoundModel))
     return value, mean, norms
 
 

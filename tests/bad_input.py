@@ -612,6 +612,7 @@ SPECS: dict[str, Spec] = {
     ),
     "models.train_mode": spec(models.train_mode, {"module": MODULE}, module="module"),
     "models.eval_mode": spec(models.eval_mode, {"module": MODULE}, module="module"),
+    "models.held_statistics_mode": spec(models.held_statistics_mode, {"module": MODULE}, module="module"),
     "models.batch_statistics_mode": spec(models.batch_statistics_mode, {"module": MODULE}, module="module"),
     "models.predictor": spec(
         models.predictor,

@@ -67,7 +67,7 @@ def step_and_arguments(network: Network, variant: Variant, mesh: Any, backend: s
     module = network.module(variant.dropout_rate)
     penalty = variant.penalty and variant.penalty()
     if penalty is not None and network.has_batch_norm:
-        penalty = penalties.of_model(models.batch_statistics_mode(module), penalty)
+        penalty = penalties.of_model(models.held_statistics_mode(module), penalty)
     lambda_jr = 0.0 if penalty is None else 0.01
     loss = training.classification_loss(
         models.train_mode(module), penalty=penalty, lambda_jr=lambda_jr, **variant.options

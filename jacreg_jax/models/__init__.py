@@ -8,6 +8,7 @@ from jacreg_jax.models.apply import (
     train_mode as train_mode,
 )
 from jacreg_jax.models.ddnet import DDNet as DDNet
+from jacreg_jax.models.held import held_statistics_mode as held_statistics_mode
 from jacreg_jax.models.lenet import LeNet as LeNet
 from jacreg_jax.models.mlp import MLP as MLP
 from jacreg_jax.models.resnet import ResNet18 as ResNet18
