@@ -53,7 +53,7 @@ notebooks: .venv/.done  ## the .ipynb for Colab from the .py
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py
 
 lock:  ## needs uv; hashes, and no addresses
-	uv pip compile pyproject.toml --extra experiments --extra notebooks --extra interop --group dev \
+	uv pip compile pyproject.toml --extra sweeps --extra notebooks --extra interop --group dev \
 	  --universal --generate-hashes --no-emit-index-url --no-header -p 3.11 -o requirements.lock
 
 clean:

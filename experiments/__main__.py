@@ -6,11 +6,11 @@ A file of your own is one too: JACREG_EXPERIMENTS names folders of them, separat
 import dataclasses
 import os
 import sys
-from pathlib import Path
 
 from experiments import catalogue
 from experiments.catalogue import names
 from experiments.lab import stopping
+from experiments.lab.process import prepare_process
 
 
 def parse(name: str, arguments: list[str]):
@@ -60,21 +60,6 @@ def _main():
         if os.environ.get("JACREG_TRACEBACK"):
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(JACREG_TRACEBACK=1 shows where)")
-
-
-def prepare_process():
-    """Keep compiled programs between runs, and freed memory within one.
-
-    Programs lie in ~/.cache/jacreg_jax unless JAX_COMPILATION_CACHE_DIR says otherwise.
-    """
-    import jax
-
-    from jacreg_jax import host_memory
-
-    host_memory.keep_freed_memory()
-    if not jax.config.jax_compilation_cache_dir:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/jacreg_jax/xla").expanduser()))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 if __name__ == "__main__":

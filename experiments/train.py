@@ -8,6 +8,7 @@ Leaves:     FOLDER/metrics.jsonl, checkpoints, best.npz and last.npz with json b
             tensorboardX is installed.
 """
 
+import contextlib
 import dataclasses
 import importlib
 import resource
@@ -132,8 +133,9 @@ def run(config: Config) -> list[dict]:
     if problem.resident:
         data = images(problem, "train", config.data_dir)
         data, rows = world.placed(data, mesh), rows_of(recipe, config.seed, np.asarray(data["label"]))
-    with record.run_folder(folder, facts):
+    with record.run_folder(folder, facts), contextlib.ExitStack() as hold:
         keep = Keeper(config, recipe, folder)
+        hold.callback(keep.close)
         state, history = runner.train(
             steps,
             state if mesh is None else sharding.replicate(state, mesh),
@@ -215,15 +217,21 @@ class Keeper:
         """Rows to TensorBoard; of the bar: loss, accuracy, images a second, memory."""
         (then, before), now = self.since, time.perf_counter()
         self.since = now, row["step"]
-        rate = (row["step"] - before) * self.recipe.batch_size / (now - then) if before else float("nan")
+        rate = (row["step"] - before) * self.recipe.batch_size / (now - then) if before else 0.0
         if self.board is not None:
             for name, value in row.items():
                 if name != "step":
                     self.board.add_scalar(name, value, row["step"])
-            self.board.add_scalar("images_per_second", rate, row["step"])
+            if before:
+                self.board.add_scalar("images_per_second", rate, row["step"])
         shown = ("loss", "accuracy", "penalty", "test_accuracy", "waiting")
         shown = {name: f"{row[name]:.3g}" for name in shown if name in row}
-        return shown | {"img/s": f"{rate:.0f}", "GB": f"{_gigabytes():.1f}"}
+        return shown | ({"img/s": f"{rate:.0f}"} if before else {}) | {"GB": f"{_gigabytes():.1f}"}
+
+    def close(self) -> None:
+        """Write what TensorBoard has not written yet."""
+        if self.board is not None:
+            self.board.close()
 
     def _resident(self, model: Model) -> dict:
         found = measure.clean(model, self.config.seed, norms=self.config.norms, data_dir=self.config.data_dir)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from experiments import train
+from experiments import sweep, train
 from experiments.lab import problems, runner
 
 
@@ -115,3 +115,25 @@ def test_batch_norm_is_penalised_at_the_statistics_of_the_batch():
     assert train.recipe_of(train.Config(problem="cifar10_resnet18")).penalised == "batch statistics"
     assert train.recipe_of(train.Config(problem="cifar10_resnet18", lambda_jr=0)).penalised == "as trained"
     assert train.recipe_of(train.Config()).penalised == "as trained"
+
+
+@pytest.mark.parametrize("cluster", ["none", pytest.param("local", marks=pytest.mark.slow)])
+def test_sweep(config, tmp_path, cluster):
+    """What is missing is trained, here or as jobs of submitit; what is there is read."""
+    every = sweep.Config(
+        dataclasses.replace(config, num_steps=10), (0.0, 0.1), cluster=cluster, folder=tmp_path / "sweep"
+    )
+    found = sweep.run(every)
+    assert sorted(found) == ["lambda-0-seed-0", "lambda-0.1-seed-0"]
+    assert found["lambda-0.1-seed-0"]["penalty"] > 0
+    assert "penalty" not in found["lambda-0-seed-0"]
+    assert json.loads((tmp_path / "sweep" / "sweep.json").read_text()) == found
+    assert sweep.run(dataclasses.replace(every, train=dataclasses.replace(every.train, data_dir="/nowhere"))) == found
+
+
+def test_scalars_for_tensorboard(config):
+    tensorboardX = pytest.importorskip("tensorboardX")
+    assert tensorboardX
+    train.run(dataclasses.replace(config, num_steps=10))
+    (events,) = (config.folder / "tensorboard").glob("events*")
+    assert b"penalty" in events.read_bytes()

@@ -24,6 +24,7 @@ MAP = {
     "benchmarks": ({"lab", "page", "benchmarks"}, NUMERICS | {"jax", "jacreg_jax", "flax", "tqdm", "tyro", "torch"}),
     "demo": ({"lab", "page"}, NUMERICS | {"jax", "jacreg_jax"}),
     "train": ({"lab"}, {"jax", "jacreg_jax", "numpy", "tensorboardX"}),
+    "sweep": ({"lab", "train"}, {"submitit"}),
     "report": ({"catalogue", "lab", "page"}, NUMERICS),
     "__main__": ({"catalogue", "lab"}, {"tyro", "jax", "jacreg_jax"}),
 }
