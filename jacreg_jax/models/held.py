@@ -86,11 +86,13 @@ def _hold(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> A
 
 
 def _normalised(module: nn.BatchNorm, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-    """scale (x - mean) / sqrt(var + epsilon) + bias."""
+    """scale (x - mean) / sqrt(var + epsilon) + bias, as x * factor + shift: two sums in its gradient, not three."""
     axes = {axis % x.ndim for axis in (module.axis if isinstance(module.axis, tuple | list) else (module.axis,))}
     along = lambda leaf: leaf.reshape([x.shape[i] if i in axes else 1 for i in range(x.ndim)])
     factor, params = jax.lax.rsqrt(along(var) + module.epsilon), module.variables.get("params", {})
     if module.use_scale:
         factor = factor * along(params["scale"])
-    y = (x - along(mean)) * factor
-    return y + along(params["bias"]) if module.use_bias else y
+    shift = -along(mean) * factor
+    if module.use_bias:
+        shift = shift + along(params["bias"])
+    return x * factor + shift
