@@ -2,7 +2,7 @@ PYTHON ?= python3
 DATASET ?= digits
 BIN := .venv/bin
 
-.PHONY: venv peers demo test check-slow mutants bench lint format report notebooks lock clean
+.PHONY: venv peers demo test check-slow check-accelerators mutants bench lint format report notebooks lock clean
 
 venv: .venv/.done  ## the environment with all that the tests need, from the lock file
 
@@ -45,6 +45,24 @@ mutants: .venv/.done  ## break the library in 300 places, one at a time: does a 
 bench: .venv/.peers  ## what a step costs beside PyTorch, on all cores and on one, and an attack beside its peers: under 20 minutes
 	$(BIN)/python -m experiments.benchmarks
 	$(BIN)/python -m experiments.benchmarks --one-core
+
+# each compiler in a folder of its own, in the versions that the installed jax names; the package depends on neither
+JAX = $(shell $(BIN)/python -c "import jax; print(jax.__version__)")
+LIBTPU = $(shell $(BIN)/python -c "from importlib.metadata import requires; print(next(r.split(';')[0].strip() for r in requires('jax') if r.startswith('libtpu')))")
+
+check-accelerators: .accelerators/h100/.done .accelerators/v5e/.done  ## what the compilers for H100 and TPU v5e make of a step; no device needed, an hour and a half
+	PYTHONPATH=.accelerators/h100 JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=3 $(BIN)/python -m experiments.accelerators h100
+	TPU_LIBRARY_PATH=.accelerators/v5e/libtpu/libtpu.so TPU_SKIP_MDS_QUERY=1 JAX_PLATFORMS=cpu \
+	  $(BIN)/python -m experiments.accelerators v5e
+	JAX_PLATFORMS=cpu $(BIN)/python -m experiments.accelerators cpu --share 16
+
+.accelerators/h100/.done: .venv/.done
+	$(BIN)/python -m pip install --quiet --no-deps --target .accelerators/h100 jax-cuda12-plugin==$(JAX) jax-cuda12-pjrt==$(JAX)
+	touch $@
+
+.accelerators/v5e/.done: .venv/.done
+	$(BIN)/python -m pip install --quiet --no-deps --target .accelerators/v5e "$(LIBTPU)"
+	touch $@
 
 report: .venv/.done  ## tables and pages from the committed results; trains nothing
 	$(BIN)/python -m experiments.report

@@ -22,6 +22,7 @@ MAP = {
     "paper": ({"lab", "page", "studies"}, NUMERICS | {"jax", "jacreg_jax"}),
     "beyond": ({"lab", "page", "studies"}, NUMERICS | {"jax", "jacreg_jax", "flax"}),
     "benchmarks": ({"lab", "page", "benchmarks"}, NUMERICS | {"jax", "jacreg_jax", "flax", "tqdm", "tyro", "torch"}),
+    "accelerators": ({"lab", "page", "benchmarks", "accelerators"}, {"jax", "numpy", "tqdm", "tyro"}),
     "demo": ({"lab", "page"}, NUMERICS | {"jax", "jacreg_jax"}),
     "train": ({"lab"}, {"jax", "jacreg_jax", "numpy", "tensorboardX"}),
     "sweep": ({"lab", "train"}, {"submitit"}),

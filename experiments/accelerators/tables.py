@@ -1,0 +1,37 @@
+"""Tables of docs/scaling.md: what the compilers make of the sharded step."""
+
+from experiments.page import results
+
+NAMES = {"h100": "H100", "v5e": "TPU v5e", "cpu": "virtual CPU devices"}
+
+
+def table(target: str) -> str:
+    """One compiler's programs, a line each."""
+    result = results.read(f"accelerators_{target}")
+    if result is None:
+        return f"{NAMES[target]}: not run"
+    rows = result["rows"]
+    alone = {(r["network"], r["variant"]): r["flops"] for r in rows if r["chips"] == 1}
+    has_flops, has_library = (any(r[name] for r in rows) for name in ("flops", "library_calls"))
+    header = [f"{NAMES[target]}, {result['config']['share']} samples each", "chips", "backend", "collectives"]
+    header += ["GFLOP", "over 1 chip"] * has_flops + ["kernels"] + ["cuDNN calls"] * has_library + ["temporaries, MB"]
+    lines = []
+    for r in rows:
+        line = [f"{r['network']} {r['variant']}", str(r["chips"]), r["backend"], _collectives(r["collectives"])]
+        if has_flops:
+            line += [f"{r['flops'] / 1e9:.2f}", f"{r['flops'] / alone[r['network'], r['variant']]:.2f}"]
+        line += [str(r["kernels"])] + [str(r["library_calls"])] * has_library
+        lines.append([*line, f"{r['temporary_bytes'] / 1e6:.0f}"])
+    return results.table(header, lines)
+
+
+def _collectives(found: dict[str, list[int]]) -> str:
+    return ", ".join(f"{count} {kind} of {size / 1e6:.2f} MB" for kind, (count, size) in found.items()) or "-"
+
+
+def accelerators() -> str:
+    """All of them."""
+    return "\n\n".join(table(name) for name in NAMES)
+
+
+TABLES = {"accelerators": accelerators}
