@@ -31,8 +31,7 @@ def computed_in(dtype: Any, apply: Apply) -> Apply:
         >>> half(jnp.ones((3, 2)), {}, jnp.ones((1, 3)), None)[0].dtype
         dtype('float32')
     """
-    if not jnp.issubdtype(jnp.dtype(dtype), jnp.floating):
-        raise TypeError(f"dtype must be a floating point type, such as jnp.bfloat16, got {dtype}")
+    _check_floating(dtype)
     checks.function("apply", apply, ("params", "model_state", "x", "key"))
 
     def computed(params: PyTree, model_state: PyTree, x: Any, key: Any = None) -> tuple[Any, PyTree]:
@@ -44,6 +43,15 @@ def computed_in(dtype: Any, apply: Apply) -> Apply:
     if getattr(apply, "reads_running_statistics", False):
         computed.reads_running_statistics = True  # type: ignore[attr-defined]
     return computed
+
+
+def _check_floating(dtype: Any) -> None:
+    try:
+        is_floating = dtype is not None and jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        is_floating = False
+    if not is_floating:
+        raise TypeError(f"dtype must be a floating point type, such as jnp.bfloat16, got {dtype!r}")
 
 
 def _cast(tree: PyTree, dtype: Any) -> PyTree:

@@ -35,6 +35,7 @@ from jacreg_jax import (
     probes,
     relatives,
     schedules,
+    precision,
     sharding,
     supervised,
     training,
@@ -125,6 +126,7 @@ KINDS |= {
         "-1": np.asarray([[0, -1]]),
         "N": np.asarray([[0, 5]]),
     },
+    "float type": {"int32": jnp.int32, "bool": bool, "a word": "half", "None": 3, "a list": [jnp.float32]},
     "optimizer": {"None": None, "a number": 0.1, "a word": "sgd", "its maker": optax.sgd, "a function": jnp.tanh},
     "state": {
         "parameters": W,
@@ -451,6 +453,16 @@ SPECS: dict[str, Spec] = {
         body="body",
         backend="choice",
         mesh="no mesh at all",
+    ),
+    "sharding.map_over_members": spec(
+        sharding.map_over_members,
+        {"train": lambda state, data, indices: (state, {}), "mesh": None},
+        train="body",
+        backend="choice",
+        mesh="no mesh at all",
+    ),
+    "precision.computed_in": spec(
+        precision.computed_in, {"dtype": jnp.bfloat16, "apply": APPLY}, dtype="float type", apply="apply"
     ),
     "keys.sample_keys": spec(keys.sample_keys, {"key": KEY, "batch": 5}, key="key", batch="count from 0"),
     "keys.normal_like": spec(keys.normal_like, {"key": KEY, "x": X}, key="key", x="entries"),

@@ -53,8 +53,9 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
                 np.testing.assert_allclose(found[leaf], value, rtol=close, atol=close, err_msg=f"{name} {case} {leaf}")
 
 
-TRAIN = ("experiments", "train", "--num-steps", 200, "--dispatch", 5, "--checkpoint-every", 10, "--batch-size", 20)
-TRAIN += ("--evaluate-every", 100, "--norms", 5, "--dropout-rate", 0.5)
+# without kinks, so that other numbers of devices differ by rounding alone
+TRAIN = ("experiments", "train", "--problem", "tests.own_problem:SMALL", "--num-steps", 600, "--dispatch", 5)
+TRAIN += ("--checkpoint-every", 10, "--batch-size", 20, "--evaluate-every", 300, "--norms", 5, "--dropout-rate", 0.2)
 
 
 def train(folder, devices, processes, patience=10):
@@ -123,9 +124,9 @@ def test_terminated_and_gone_on_in_another_world(tmp_path, undisturbed):
     assert codes == [143, 143], lines
     assert all("the same command goes on" in line for line in lines)
     (one,) = train(tmp_path, 1, 1)
-    until_logged(tmp_path, 12)
+    until_logged(tmp_path, 20)
     one.send_signal(signal.SIGTERM)
     assert outcome([one])[0] == [143]
     assert outcome(train(tmp_path, 4, 1))[0] == [0]
     for name, array in arrays(tmp_path).items():
-        np.testing.assert_allclose(array, undisturbed[name], rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(array, undisturbed[name], rtol=1e-4, atol=1e-4)
