@@ -126,7 +126,7 @@ KINDS |= {
         "-1": np.asarray([[0, -1]]),
         "N": np.asarray([[0, 5]]),
     },
-    "float type": {"int32": jnp.int32, "bool": bool, "a word": "half", "None": 3, "a list": [jnp.float32]},
+    "float type": {"int32": jnp.int32, "bool": bool, "a word": "small", "a number": 3, "a list": [jnp.float32]},
     "optimizer": {"None": None, "a number": 0.1, "a word": "sgd", "its maker": optax.sgd, "a function": jnp.tanh},
     "state": {
         "parameters": W,
