@@ -1,17 +1,22 @@
-"""Adversarial training as in the paper, as the `perturb` of `training.classification_loss`; defensive distillation."""
+"""Adversarial training: FGSM as in the paper and PGD as the `perturb` of a loss, TRADES as a penalty; distillation."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jacreg_jax import checks
-from jacreg_jax.attacks.gradient import loss_gradient
-from jacreg_jax.attacks.losses import log_odds
-from jacreg_jax.attacks.result import spread
-from jacreg_jax.keys import perturbation_keys
+from jacreg_jax.attacks.ball import project
+from jacreg_jax.attacks.criteria import misclassified, of_margin
+from jacreg_jax.attacks.pgd import Ball, ascend
+from jacreg_jax.attacks.result import NORMS, Norm, spread
+from jacreg_jax.attacks.start import Goal, Start, begin
+from jacreg_jax.keys import normal_like, perturbation_keys, sample_keys
+from jacreg_jax.predictions import as_logits
 from jacreg_jax.types import Apply, Array, Function, PyTree
 
 
-def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds = (0.0, 1.0)) -> Function:
+def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds | None = (0.0, 1.0)) -> Function:
     """FGSM with epsilon ~ U[0, max_epsilon], drawn for every sample, against the parameters of this very step.
 
     The perturbed image replaces the clean one; no gradient flows through the perturbation, and the dropout mask is the
@@ -19,7 +24,7 @@ def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds = (0.0, 1.0)
 
     Args:
         max_epsilon: in raw pixels; the paper's is 0.01 on MNIST and CIFAR-10.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to the images.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to the images, or None.
 
     Returns:
         perturb(f, image, label, keys) -> image for `training.classification_loss(..., perturb=...)`.
@@ -40,16 +45,139 @@ def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds = (0.0, 1.0)
     checks.non_negative("max_epsilon", max_epsilon)
 
     def perturb(f: Function, image: Array, label: Array, keys: Array) -> Array:
-        checks.function("f", f)
-        image = checks.inputs(image, "image")
-        within = checks.bounds(bounds, image)
-        classes = checks.num_classes(jax.eval_shape(f, image), len(image))
-        label = checks.labels(label, image.shape[:1], classes, "label")
+        start = _begin(f, image, label, bounds)
         epsilon = jax.vmap(lambda key: jax.random.uniform(key, maxval=max_epsilon))(perturbation_keys(keys))
-        step = spread(epsilon, image) * jnp.sign(loss_gradient(f, image, label, log_odds))
-        return jnp.clip(image + step, *within)
+        return start.clip(start.x + spread(epsilon, start.x) * jnp.sign(start.gradient(start.x))).astype(image.dtype)
 
     return perturb
+
+
+def pgd(
+    epsilon: float,
+    *,
+    step_size: float | None = None,
+    num_steps: int = 10,
+    norm: Norm = "linf",
+    random_start: bool = True,
+    bounds: checks.Bounds | None = (0.0, 1.0),
+) -> Function:
+    """PGD against the parameters of this very step, Madry et al.'s adversarial training.
+
+    The perturbed image replaces the clean one, of every sample, also of those that are wrong already; no gradient flows
+    through the perturbation, and the dropout mask is the step's own. A training step costs 1 + num_steps.
+
+    Args:
+        epsilon: radius in raw pixels.
+        step_size: in raw pixels; None: 2.5 epsilon / num_steps.
+        num_steps: gradient steps.
+        norm: "linf", "l2" or "l1".
+        random_start: from a uniform point of the ball.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to the images, or None.
+
+    Returns:
+        perturb(f, image, label, keys) -> image for `training.classification_loss(..., perturb=...)`.
+
+    Raises:
+        TypeError: epsilon or step_size is not a number; when called, as the attacks.
+        ValueError: epsilon negative; step_size not above 0; num_steps below 1; unknown norm; when called, as the
+            attacks.
+
+    Example:
+        >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
+        >>> x, keys = jnp.array([[0.7]]), jax.random.split(jax.random.key(0), 1)
+        >>> pgd(0.1)(f, x, jnp.array([0]), keys).round(3).tolist()
+        [[0.6000000238418579]]
+
+    Reference: Madry et al. (2017), https://arxiv.org/abs/1706.06083.
+    """
+    ball, num_steps = _ball(epsilon, step_size, num_steps, norm)
+    checks.one_of("random_start", random_start, (True, False))
+
+    def perturb(f: Function, image: Array, label: Array, keys: Array) -> Array:
+        start = _begin(f, image, label, bounds, perturbation_keys(keys))
+        first = ball.random_start(start) if random_start else start.x
+        return ascend(start.f, start.objective(None), start.x, first, ball, start.bounds, num_steps)[0].astype(
+            image.dtype
+        )
+
+    return perturb
+
+
+def trades(
+    f: Function,
+    x: Array,
+    key: Array,
+    *,
+    epsilon: float,
+    step_size: float | None = None,
+    num_steps: int = 10,
+    norm: Norm = "linf",
+    bounds: checks.Bounds | None = (0.0, 1.0),
+) -> Array:
+    """KL(softmax f(x) || softmax f(x')) at the x' in the ball that PGD finds it largest at; TRADES' second term.
+
+    As a penalty: `classification_loss(apply, penalty=penalties.of(trades, epsilon=8 / 255), lambda_jr=2 * beta)` is
+    TRADES with its beta, since penalties count half; 6 in the paper. Both f(x) and f(x') are differentiated, x' is
+    held. x is what the network gets: where the loss preprocesses, give epsilon and bounds in its units. A training step
+    costs 2 + num_steps.
+
+    Args:
+        f: batched function, [B, ...] -> logits [B, C], or one logit [B] for two classes.
+        x: [B, ...].
+        key: typed key, or B of them; x' starts at x + 0.001 N(0, 1).
+        epsilon: radius, in the units of x.
+        step_size: in the units of x; None: 2.5 epsilon / num_steps.
+        num_steps: gradient steps.
+        norm: "linf", "l2" or "l1".
+        bounds: (low, high) of an entry, each a scalar, an array that broadcasts to x, or None.
+
+    Returns:
+        [B], at least 0.
+
+    Raises:
+        TypeError, ValueError: as `pgd` when it makes a perturbation and when that is called.
+
+    Example:
+        >>> f = lambda x: 5 * jnp.concatenate([x, 1 - x], axis=1)
+        >>> apart = trades(f, jnp.array([[0.7]]), jax.random.key(0), epsilon=0.1)
+        >>> 0 < float(apart[0]) < 1
+        True
+
+    Reference: Zhang et al. (2019), https://arxiv.org/abs/1901.08573.
+    """
+    ball, num_steps = _ball(epsilon, step_size, num_steps, norm)
+    checks.function("f", f)
+    start = _begin(lambda x: as_logits(f(x)), x, None, bounds, perturbation_keys(sample_keys(key, len(x))))
+    first = project(start.x + 0.001 * normal_like(start.keys, start.x), start.x, epsilon, norm, start.bounds)
+    held = jax.lax.stop_gradient(start.logits)
+    found, _ = ascend(start.f, lambda z: _divergence(held, z), start.x, first, ball, start.bounds, num_steps)
+    return _divergence(start.logits, start.f(jax.lax.stop_gradient(found)))
+
+
+def _divergence(z: Array, z_adv: Array) -> Array:
+    """KL(softmax z || softmax z'), [B]; of positions their sum."""
+    p, q = jax.nn.log_softmax(z), jax.nn.log_softmax(z_adv)
+    return jnp.sum(jnp.exp(p) * (p - q), axis=tuple(range(1, z.ndim)))
+
+
+def _ball(epsilon: Any, step_size: Any, num_steps: Any, norm: Any) -> tuple[Ball, int]:
+    checks.non_negative("epsilon", epsilon)
+    num_steps = checks.count("num_steps", num_steps)
+    if step_size is not None:
+        checks.positive("step_size", step_size)
+    checks.one_of("norm", norm, NORMS)
+    return Ball(epsilon, 2.5 * epsilon / num_steps if step_size is None else step_size, norm), num_steps
+
+
+def _begin(f: Function, image: Any, label: Any, bounds: Any, keys: Any = None) -> Start:
+    """As attacks begin, with the names of the train step in the messages; without labels nothing asks for them."""
+    checks.function("f", f)
+    if label is None:
+        return begin(f, image, None, bounds, key=keys, goal=Goal(of_margin(lambda z, y: z.reshape(len(z), -1)[:, 0])))
+    checks.inputs(image, "image")
+    z = jax.eval_shape(lambda x: misclassified.outputs(f(x), len(x)), image)
+    checks.labels(label, z.shape[:-1], z.shape[-1], "label")
+    return begin(f, image, label, bounds, key=keys)
 
 
 def at_temperature(apply: Apply, temperature: float) -> Apply:

@@ -12,7 +12,7 @@ from jacreg_jax.batches import Progress
 from jacreg_jax.intervals import Interval as Interval, interval_bounds as interval_bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.manual_axes import varying
-from jacreg_jax.predictions import predicted_class
+from jacreg_jax.predictions import as_logits, predicted_class
 from jacreg_jax.types import Array, Counter, Function
 
 
@@ -33,7 +33,8 @@ def noisy_counts(
     Logits that are not finite count for no class.
 
     Args:
-        f: batched function, raw pixels [B, ...] -> logits [B, C]; called on B * chunk_size rows.
+        f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B];
+            called on B * chunk_size rows.
         x: raw pixels [B, ...].
         key: typed key, or B of them.
         sigma: standard deviation in raw pixels.
@@ -57,7 +58,7 @@ def noisy_counts(
     num_samples, chunk_size = checks.count("num_samples", num_samples), checks.count("chunk_size", chunk_size)
     keys = sample_keys(key, len(x))
     shape = jax.ShapeDtypeStruct((len(x) * chunk_size, *x.shape[1:]), x.dtype)
-    checks.num_classes(jax.eval_shape(f, shape), shape.shape[0])
+    checks.num_classes(jax.eval_shape(lambda x: as_logits(f(x)), shape), shape.shape[0])
     sizes = {"num_samples": num_samples, "chunk_size": chunk_size}
     counts: Array = programs.called_once(_counts, f, shape, x, keys, sigma, **sizes)
     return counts
@@ -65,12 +66,13 @@ def noisy_counts(
 
 def _counts(f: Function, x: Array, keys: Array, sigma: ArrayLike, *, num_samples: int, chunk_size: int) -> Array:
     rows = len(x) * chunk_size
-    classes = jax.eval_shape(f, jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)).shape[1]
+    shape = jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
+    classes = jax.eval_shape(lambda x: as_logits(f(x)), shape).shape[1]
 
     def draw(counts: Array, chunk: Array) -> tuple[Array, None]:
         noise = lambda k, x: jax.random.normal(jax.random.fold_in(k, chunk), (chunk_size, *x.shape), x.dtype)
         noisy = x[:, None] + jnp.asarray(sigma, x.dtype) * jax.vmap(noise)(keys, x)
-        predicted = predicted_class(f(noisy.reshape(rows, *x.shape[1:]))).reshape(len(x), chunk_size)
+        predicted = predicted_class(as_logits(f(noisy.reshape(rows, *x.shape[1:])))).reshape(len(x), chunk_size)
         return counts + jax.nn.one_hot(predicted, classes, dtype=jnp.int32).sum(1, dtype=jnp.int32), None
 
     start = varying(jnp.zeros((len(x), classes), jnp.int32), x, keys)
@@ -96,8 +98,8 @@ def certify_smoothed(
     first, separate draw selects. It certifies the smoothed classifier g, not f.
 
     Args:
-        f: batched function, raw pixels [B, ...] -> logits [B, C]; new values of the arrays that it closes over do not
-            compile again.
+        f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes; new
+            values of the arrays that it closes over do not compile again.
         x: raw pixels [N, ...].
         key: typed key.
         sigma: standard deviation of the noise in raw pixels.
@@ -157,7 +159,7 @@ def interval_radius(
     *,
     num_bisections: int = 20,
     largest: float = 1.0,
-    bounds: checks.Bounds = (0.0, 1.0),
+    bounds: checks.Bounds | None = (0.0, 1.0),
 ) -> Array:
     """L-infinity radius within which interval arithmetic proves argmax f = y, found by bisection; [B].
 
@@ -165,12 +167,12 @@ def interval_radius(
     sample is wrong or nothing can be proved.
 
     Args:
-        f: batched function, raw pixels [B, ...] -> logits [B, C], rows independent.
+        f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes; rows independent.
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
         num_bisections: halvings of (0, largest).
         largest: upper end.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to x.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None.
 
     Returns:
         [B] radii in raw pixels, from 0 to largest.
@@ -193,6 +195,8 @@ def interval_radius(
     num_bisections = checks.count("num_bisections", num_bisections)
     checks.positive("largest", largest)
     start = begin(f, x, y, bounds)
+    if start.logits.ndim != 2:
+        raise ValueError(f"f(x) must be logits [B, C], got shape {start.logits.shape}")
     image, label, (lowest, highest) = start.clip(start.x), start.y, start.bounds
 
     def is_proved(radius: Array) -> Array:

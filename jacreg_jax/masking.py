@@ -14,10 +14,12 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jacreg_jax import attacks, checks as values, evaluation
-from jacreg_jax.attacks.gradient import zero_gradient
+from jacreg_jax.attacks.criteria import Criterion, misclassified
+from jacreg_jax.attacks.gradient import is_zero
+from jacreg_jax.attacks.inputs import inputs
 from jacreg_jax.attacks.losses import others, true_logit
-from jacreg_jax.attacks.result import NORMS, Norm, spread
-from jacreg_jax.attacks.start import begin
+from jacreg_jax.attacks.result import NORMS, Norm, distance, spread
+from jacreg_jax.attacks.start import Goal, begin
 from jacreg_jax.keys import normal_like
 from jacreg_jax.programs import once
 from jacreg_jax.types import Array, Function
@@ -31,18 +33,21 @@ class Check(NamedTuple):
     passed: bool
 
 
+_DUAL: dict[str, Norm] = {"l2": "l2", "linf": "l1", "l1": "linf"}
+
+
 @once
 def linearised_margin(f: Function, x: ArrayLike, y: ArrayLike, *, norm: Norm = "l2") -> Array:
     """min_c (z_y - z_c) / ||grad (z_y - z_c)||_dual: the distance to the boundary if f were linear; [B].
 
-    The dual of L2 is L2 and that of L-infinity L1. Not a bound: a ratio to found distances above 1 means that the
-    linearisation promises more than there is.
+    The dual of L2 is L2, that of L-infinity L1 and that of L1 L-infinity. Not a bound: a ratio to found distances above
+    1 means that the linearisation promises more than there is.
 
     Args:
-        f: batched function, [B, ...] -> logits [B, C], rows independent.
+        f: batched function, [B, ...] -> logits [B, C], or one logit [B] for two classes; rows independent.
         x: floating point inputs [B, ...], of any range.
         y: integer labels [B].
-        norm: of the distance, "l2" or "linf".
+        norm: of the distance, "l2", "linf" or "l1".
 
     Returns:
         [B]; negative where the sample is wrong, +inf where every gradient is zero, NaN where a logit is.
@@ -55,17 +60,16 @@ def linearised_margin(f: Function, x: ArrayLike, y: ArrayLike, *, norm: Norm = "
         >>> linearised_margin(f, jnp.array([[0.75], [0.5]]), jnp.array([0, 0])).tolist()
         [0.25, 0.0]
     """
-    values.function("f", f)
-    values.one_of("norm", norm, NORMS)
-    x = values.inputs(x)
-    z, vjp = jax.vjp(f, x)
-    y = values.labels(y, x.shape[:1], values.num_classes(z, len(x)))
+    start = begin(f, x, y, None, norm=norm)
+    z, vjp = jax.vjp(start.f, start.x)
+    z, y = jnp.asarray(z), jnp.asarray(start.y)
+    if z.ndim != 2:
+        raise ValueError(f"f(x) must be logits [B, C], got shape {z.shape}")
     classes = z.shape[-1]
 
     def slope(c: Array) -> Array:
         direction = jax.nn.one_hot(y, classes, dtype=z.dtype) - jax.nn.one_hot(c, classes, dtype=z.dtype)[None]
-        gradient = vjp(direction)[0].reshape(len(x), -1)
-        return jnp.sqrt(jnp.sum(gradient**2, axis=1)) if norm == "l2" else jnp.sum(jnp.abs(gradient), axis=1)
+        return distance(vjp(direction)[0], _DUAL[norm])
 
     slopes = jax.lax.map(slope, jnp.arange(classes)).T  # [B, C]
     lead = true_logit(z, y)[:, None] - others(z, y)  # +inf at y itself
@@ -101,12 +105,14 @@ def checks(
     y: Any,
     key: Array,
     *,
-    epsilon: float,
+    epsilon: ArrayLike,
     norm: Norm = "linf",
     num_steps: Sequence[int] = (10, 40, 100),
     num_queries: int = 1000,
     tolerance: float = 0.002,
-    bounds: values.Bounds = (0.0, 1.0),
+    criterion: Criterion | Function = misclassified,
+    target: ArrayLike | None = None,
+    bounds: values.Bounds | None = (0.0, 1.0),
     batch_size: int = 500,
     progress: evaluation.Progress | None = None,
 ) -> dict[str, Check]:
@@ -122,16 +128,19 @@ def checks(
     - single step: accuracy under iterated PGD minus accuracy under FGSM; at most tolerance.
 
     Args:
-        f: raw pixels [B, ...] -> logits [B, C].
+        f: raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes, or what the criterion looks at.
         x: raw pixels [N, ...]: images [N, H, W, C], or anything else.
         y: integer labels [N].
         key: typed key.
-        epsilon: radius in raw pixels, above 0.
-        norm: "linf" or "l2".
+        epsilon: radius in raw pixels, above 0; in L-infinity also at least 0 with all axes of x, such as [1, F].
+        norm: "linf", "l2" or "l1".
         num_steps: of PGD, rising.
         num_queries: of Square.
         tolerance: share of samples.
-        bounds: (low, high) of a pixel, each a scalar or an array that broadcasts to one sample.
+        criterion: what counts as a success, see `attacks.criteria`.
+        target: classes [N], or one for all, that f shall say.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to one sample, or None. Where there are
+            none, "unbounded" goes to ten times the range of x.
         batch_size: B.
         progress: wraps the batches of each attack.
 
@@ -149,33 +158,41 @@ def checks(
         >>> found["zero gradient"].passed
         True
     """
-    values.on_host(x=x, y=y, key=key, epsilon=epsilon)
-    x = values.inputs(x)
+    values.on_host(x=x, y=y, key=key, epsilon=epsilon, target=target)
+    image, within, _, _ = inputs(x, bounds)
     values.one_of("norm", norm, NORMS)
-    values.positive("epsilon", epsilon)
+    if np.ndim(epsilon) and norm == "linf":
+        values.non_negative("epsilon", epsilon, beside=image.shape)
+    else:
+        values.positive("epsilon", epsilon)
     values.fraction("tolerance", tolerance, zero=True, one=True)
     steps = [values.count("num_steps", n) for n in num_steps]
     if not steps or any(b <= a for a, b in itertools.pairwise(steps)):
         raise ValueError(f"num_steps must be rising counts, at least one; got {tuple(num_steps)}")
-    low, high = values.bounds(bounds, x)
-    span = np.broadcast_to(np.asarray(high) - np.asarray(low), (1, *x.shape[1:])).astype(np.float64)
-    whole = float(span.max() if norm == "linf" else np.sqrt((span**2).sum()))
-    options = norm, values.count("num_queries", num_queries), _hashable(bounds)
+    epsilon = np.asarray(epsilon, np.float32) if np.ndim(epsilon) else float(np.asarray(epsilon))
+    aim: dict[str, Any] = {} if target is None else {"target": target}
+    options = norm, values.count("num_queries", num_queries), criterion, _hashable(bounds)
 
-    def survivors(kind: str, size: float, count: int = 1) -> Any:
+    def survivors(kind: str, size: Any, count: int = 1) -> Any:
         attack = _attack(kind, count, *options)
-        found = evaluation.run_attack(attack, f, x, y, key, batch_size=batch_size, progress=progress, epsilon=size)
+        found = evaluation.run_attack(
+            attack, f, x, y, key, batch_size=batch_size, progress=progress, epsilon=size, **aim
+        )
         return ~found.success
 
     single = survivors("pgd", epsilon)
     by_steps = [survivors("pgd", epsilon, n) for n in steps]
-    wider, everything = survivors("pgd", 2 * epsilon, steps[-1]), survivors("pgd", whole, steps[-1])
+    wider, everything = (
+        survivors("pgd", 2 * epsilon, steps[-1]),
+        survivors("pgd", _whole(image, within, norm), steps[-1]),
+    )
     strong = survivors("apgd", epsilon) & by_steps[-1]
     searched, noise = survivors("square", epsilon), survivors("noise", epsilon)
     shares = [float(s.mean()) for s in by_steps]
+    clean = evaluation.run_attack(_attack("clean", 1, *options), f, x, y, key, batch_size=batch_size, **aim)
     findings = {
-        "not finite": (float(evaluation.map_batches(_not_finite, f, x, y, batch_size=batch_size).mean()), 0.0),
-        "zero gradient": (zero_gradient_share(f, x, y, batch_size=batch_size), 0.0),
+        "not finite": (float(1 - clean.finite.mean()), 0.0),
+        "zero gradient": (float(clean.zero.mean()), 0.0),
         "square gains": (float((strong & ~searched).mean()), tolerance),
         "more steps": (max([b - a for a, b in itertools.pairwise(shares)], default=0.0), tolerance),
         "larger epsilon": (float(wider.mean()) - shares[-1], tolerance),
@@ -190,48 +207,68 @@ def checks(
 
 
 @lru_cache(maxsize=256)
-def _attack(kind: str, count: int, norm: Norm, num_queries: int, bounds: values.Bounds) -> Function:
-    """(f, x, y, key, *, epsilon) -> AttackResult of these options."""
-    options: dict[str, Any] = {"norm": norm, "bounds": bounds}
+def _attack(kind: str, count: int, norm: Norm, num_queries: int, criterion: Any, bounds: Any) -> Function:
+    """(f, x, y, key, *, epsilon, target) -> AttackResult of these options."""
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds, "criterion": criterion}
     if kind == "pgd":
         return partial(_pgd, options | {"num_steps": count})
     if kind == "apgd":
         return partial(attacks.apgd, **options)
     if kind == "square":
         return partial(attacks.square, num_queries=num_queries, **options)
-    return partial(_noise, options)
+    return partial(_noise if kind == "noise" else _clean, options)
 
 
-def _pgd(options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: Array) -> attacks.AttackResult:
+def _pgd(
+    options: dict[str, Any], f: Function, x: Any, y: Array, key: Array, epsilon: Array, target: Array | None = None
+) -> attacks.AttackResult:
     step_size = epsilon if options["num_steps"] == 1 else 2.5 * epsilon / options["num_steps"]
-    return attacks.pgd(f, x, y, key, epsilon=epsilon, step_size=step_size, **options)
+    return attacks.pgd(f, x, y, key, epsilon=epsilon, step_size=step_size, target=target, **options)
 
 
-def _noise(options: dict[str, Any], f: Function, x: Array, y: Array, key: Array, epsilon: Array) -> Any:
+def _noise(
+    options: dict[str, Any], f: Function, x: Any, y: Array, key: Array, epsilon: Array, target: Array | None = None
+) -> Any:
     """One draw of noise of size epsilon in the norm."""
-    start = begin(f, x, y, options["bounds"], norm=options["norm"], epsilon=epsilon)
+    goal, norm = Goal(options["criterion"], target), options["norm"]
+    start = begin(f, x, y, options["bounds"], norm=norm, goal=goal, epsilon=epsilon)
     noise = normal_like(key, start.x)
-    length = jnp.sqrt(jnp.sum(noise**2, axis=tuple(range(1, noise.ndim)), keepdims=True))
-    noise = spread(epsilon, noise) * (jnp.sign(noise) if options["norm"] == "linf" else noise / length)
-    return _Noise(start.reached(start.f(start.clip(start.x + noise))))
+    unit = jnp.sign(noise) if norm == "linf" else noise / spread(distance(noise, norm), noise)
+    return _Noise(start.reached(start.f(start.clip(start.x + spread(epsilon, noise) * unit))))
 
 
 class _Noise(NamedTuple):
     success: Array
 
 
-def _zero_gradient(f: Function, x: Array, y: Array) -> Array:
-    x = values.inputs(x)
-    y = values.labels(y, x.shape[:1], values.num_classes(jax.eval_shape(f, x), len(x)))
-    return zero_gradient(f, x, y)
+class _Clean(NamedTuple):
+    finite: Array
+    zero: Array
 
 
-def _not_finite(f: Function, x: Array, y: Array) -> Array:
-    return ~jnp.isfinite(f(x)).all(-1)
+def _clean(
+    options: dict[str, Any], f: Function, x: Any, y: Array, key: Array | None, target: Array | None = None
+) -> _Clean:
+    """Of the clean samples: are outputs finite, are gradients zero."""
+    del key
+    start = begin(f, x, y, options.get("bounds"), goal=Goal(options["criterion"], target))
+    return _Clean(start.finite, is_zero(start.gradient(start.x)))
+
+
+def _zero_gradient(f: Function, x: Any, y: Array) -> Array:
+    return _clean({"criterion": misclassified}, f, x, y, None).zero
+
+
+def _whole(image: Array, bounds: values.Bounds, norm: Norm) -> float:
+    """The length of the whole box, or of ten times the range of the inputs where it has no end."""
+    wide = np.asarray(image, np.float64)
+    span = np.broadcast_to(np.asarray(bounds[1], np.float64) - np.asarray(bounds[0], np.float64), wide.shape)[:1]
+    span = np.where(np.isfinite(span), span, 10 * (wide.max() - wide.min()))
+    return float({"linf": span.max(), "l1": span.sum(), "l2": np.sqrt((span**2).sum())}[norm])
 
 
 def _hashable(value: Any) -> Any:
-    """Numbers and arrays as nested tuples of numbers."""
+    """Numbers and arrays as nested tuples of numbers, None as it is."""
     if isinstance(value, list | tuple):
         return tuple(map(_hashable, value))
-    return value if isinstance(value, int | float) else _hashable(np.asarray(value).tolist())
+    return value if value is None or isinstance(value, int | float) else _hashable(np.asarray(value).tolist())

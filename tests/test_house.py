@@ -56,7 +56,7 @@ MAP = {
     "host_memory": (set(), FLOOR),
     "predictions": (BASE, FLOOR),
     "attacks": (BASE | {"optax"}, FLOOR | {"deprecation", "predictions", "programs", "rows"}),
-    "adversarial_training": (BASE, FLOOR | {"attacks"}),
+    "adversarial_training": (BASE, FLOOR | {"attacks", "predictions"}),
     "batches": (BASE, FLOOR | {"programs"}),
     "fooling": (BASE, FLOOR),
     "evaluation": (BASE, FLOOR | {"batches", "deprecation", "fooling", "jacobian", "predictions", "programs"}),

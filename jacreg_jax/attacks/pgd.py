@@ -1,6 +1,6 @@
 """Projected gradient descent in an L-infinity, L2 or L1 ball, one compiled loop."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jacreg_jax.attacks.ball import project, random_in_ball
 from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.gradient import ascent_direction
 from jacreg_jax.attacks.result import AttackResult, Norm, Trajectory, spread
-from jacreg_jax.attacks.start import Goal, begin, finish
+from jacreg_jax.attacks.start import Goal, Start, begin, finish
 from jacreg_jax.attacks.trace import blank, record
 from jacreg_jax.checks import Bounds
 from jacreg_jax.concrete import look
@@ -83,29 +83,66 @@ def pgd(
     sizes: dict[str, Any] = {"epsilon": epsilon, "step_size": step_size}
     goal = Goal(criterion, target, samples)
     begun = begin(f, x, y, bounds, key=key if random_start or samples else None, norm=norm, goal=goal, **sizes)
-    _check_moves(step_size, epsilon)
-    image, within = begun.x, begun.bounds
-    objective = begun.objective(loss)
-    start = image
-    if random_start:
-        start = project(image + random_in_ball(begun.keys, image, epsilon, norm), image, epsilon, norm, within)
+    check_moves(step_size, epsilon)
+    ball = Ball(epsilon, step_size, norm)
+    first = ball.random_start(begun) if random_start else begun.x
+    seen = blank(begun, num_steps, trace)
+    x_adv, seen = ascend(begun.f, begun.objective(loss), begun.x, first, ball, begun.bounds, num_steps, seen)
+    steps = begun.full(num_steps, jnp.int32)
+    return finish(begun, x_adv, norm=norm, steps=steps, loss=loss, backward=num_steps, trajectory=seen)
+
+
+class Ball(NamedTuple):
+    """Where the iterates may go, and how far a step leads."""
+
+    epsilon: ArrayLike
+    step_size: ArrayLike
+    norm: Norm
+
+    def random_start(self, start: Start) -> Array:
+        """A uniform point of the ball, within bounds."""
+        drawn = start.x + random_in_ball(start.keys, start.x, self.epsilon, self.norm)
+        return project(drawn, start.x, self.epsilon, self.norm, start.bounds)
+
+
+def ascend(
+    f: Function,
+    objective: Function,
+    image: Array,
+    first: Array,
+    ball: Ball,
+    bounds: Bounds,
+    num_steps: int,
+    seen: Trajectory | None = None,
+) -> tuple[Array, Trajectory | None]:
+    """The last of num_steps projected steps up objective(f(x)) [B], and the trajectory.
+
+    Args:
+        f: images -> outputs.
+        objective: outputs -> [B].
+        image: centre of the ball, [B, ...].
+        first: where to begin, [B, ...].
+        ball: epsilon, step size and norm.
+        bounds: (low, high), floats or arrays beside the images.
+        num_steps: of the loop.
+        seen: blank trajectory, or None.
+    """
 
     def climb(x_adv: Array) -> tuple[Array, Array]:
-        value = objective(begun.f(x_adv))
+        value = objective(f(x_adv))
         return jnp.sum(value), value
 
     def step(i: Counter, carry: tuple[Array, Trajectory | None]) -> tuple[Array, Trajectory | None]:
         x_adv, seen = carry
         gradient, value = jax.grad(climb, has_aux=True)(x_adv)
-        moved = x_adv + spread(step_size, image) * ascent_direction(gradient, norm)
-        return project(moved, image, epsilon, norm, within), record(seen, i, value, x_adv - image, norm)
+        moved = x_adv + spread(ball.step_size, image) * ascent_direction(gradient, ball.norm)
+        seen = record(seen, i, value, x_adv - image, ball.norm)
+        return project(moved, image, ball.epsilon, ball.norm, bounds), seen
 
-    x_adv, seen = jax.lax.fori_loop(0, num_steps, step, (start, blank(begun, num_steps, trace)))
-    steps = begun.full(num_steps, jnp.int32)
-    return finish(begun, x_adv, norm=norm, steps=steps, loss=loss, backward=num_steps, trajectory=seen)
+    return jax.lax.fori_loop(0, num_steps, step, (first, seen))
 
 
-def _check_moves(step_size: ArrayLike, epsilon: ArrayLike) -> None:
+def check_moves(step_size: ArrayLike, epsilon: ArrayLike) -> None:
     """ValueError for steps of size 0 in a ball that is no point: nothing would be tried."""
 
     def test(step_size: Any, epsilon: Any) -> None:

@@ -67,7 +67,8 @@ class AttackResult(NamedTuple):
         }  # fmt: skip
 
     def __repr__(self) -> str:
-        if any(isinstance(leaf, jax.core.Tracer) or not hasattr(leaf, "shape") for leaf in jax.tree.leaves(self[:6])):
+        leaves = jax.tree.leaves(self[:6])
+        if not all(isinstance(v, jax.Array | np.ndarray) and not isinstance(v, jax.core.Tracer) for v in leaves):
             return f"AttackResult({', '.join(f'{n}={v!r}' for n, v in zip(self._fields, self, strict=True))})"
         if np.ndim(self.success) != 1:
             return f"AttackResult of shape {np.shape(self.success)}"
