@@ -37,7 +37,6 @@ class Config:
     chips: tuple[int, ...] = (1, 8, 64)  # on CPU at most 8
     backends: tuple[str, ...] = ("jit", "shard_map")
     missing: bool = False  # only what is not in the result yet
-    sources: bool = False  # print where the kernels of each program come from
 
 
 def compiled(network: str, variant: str, chips: int, backend: str, config: Config):
@@ -72,8 +71,6 @@ def main(config: Config):
             rows[key] = row | {"compile_seconds": round(time.perf_counter() - start, 1), "share": config.share}
             settings = {"config": {"share": config.share}, "environment": record.environment()}
             record.write_json(path, settings | {"rows": list(rows.values())})
-            for count, kind, source in counting.by_source(program.as_text()) if config.sources else ():
-                print(count, kind, source)
     print(tables.table(config.target))
 
 

@@ -21,7 +21,8 @@ def table(target: str) -> str:
         if has_flops:
             line += [f"{r['flops'] / 1e9:.2f}", f"{r['flops'] / alone[r['network'], r['variant']]:.2f}"]
         line += [str(r["kernels"])] + [str(r["library_calls"])] * has_library
-        lines.append([*line, f"{r['temporary_bytes'] / 1e6:.0f}"])
+        megabytes = r["temporary_bytes"] / 1e6
+        lines.append([*line, f"{megabytes:.0f}" if megabytes >= 10 else f"{megabytes:.1f}"])
     return results.table(header, lines)
 
 
@@ -34,4 +35,16 @@ def accelerators() -> str:
     return "\n\n".join(table(name) for name in NAMES)
 
 
-TABLES = {"accelerators": accelerators}
+def purposes() -> str:
+    """What the kernels of a step with n = 1 are for, on one H100."""
+    result = results.read("accelerators_h100")
+    if result is None:
+        return "not run"
+    of = {r["network"]: r["purposes"] for r in result["rows"] if r["chips"] == 1 and r["variant"] == "n = 1"}
+    names = dict.fromkeys(name for found in of.values() for name in found)
+    lines = [[name, *(str(found.get(name, 0)) for found in of.values())] for name in names]
+    lines.append(["all", *(str(sum(found.values())) for found in of.values())])
+    return results.table(["kernels of a step with n = 1 on one H100", *of], lines)
+
+
+TABLES = {"accelerators": accelerators, "purposes": purposes}
