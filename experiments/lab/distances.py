@@ -36,8 +36,9 @@ class Attack:
         """The function and every option that its numbers depend on, defaults too."""
         arguments = inspect.signature(self.function).parameters.values()
         known = {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY and a.default is not a.empty}
-        named = {k: getattr(v, "__name__", v) for k, v in (known | self.options).items()}
-        return {"function": self.function.__name__, **named}
+        plain = lambda v: v is None or isinstance(v, bool | int | float | str | tuple)
+        word = lambda v: v if plain(v) else getattr(v, "__name__", str(v))  # a function, or what counts as a success
+        return {"function": self.function.__name__} | {k: word(v) for k, v in (known | self.options).items()}
 
     def config(self) -> dict:
         """As a result is written; a name alone stands for the options of `paper` and `converged` on MNIST."""
