@@ -26,7 +26,7 @@ def files() -> dict[str, Path]:
     folders = (HERE / "paper", HERE / "beyond", *map(Path, filter(None, os.environ.get(EXTRA, "").split(os.pathsep))))
     inside = [HERE / "demo.py", HERE / "train.py", HERE / "sweep.py"]
     inside += [HERE / "benchmarks" / "page.py", HERE / "benchmarks" / "sharded.py"]
-    inside += [HERE / "accelerators" / "tables.py"]
+    inside += [HERE / "accelerators" / "tables.py", HERE / "accelerators" / "projection.py"]
     for path in [*inside, *(path for folder in folders for path in sorted(folder.glob("[!_]*.py")))]:
         if path.stem in found:
             raise ValueError(f"two experiments are called {path.stem}: {found[path.stem]} and {path}")
