@@ -222,7 +222,7 @@ def _that_can_run(attacks: Any, f: Function, x: Any) -> dict[str, Function]:
     row = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
     z = jax.eval_shape(lambda x: as_logits(f(x)), row) if is_choosy else None
     classes = 0 if z is None else checks.class_logits(z, 1)
-    names = with_enough_classes(attacks, 2 if z is not None and z.ndim > 2 else classes)
+    names = with_enough_classes(attacks, 0 if z is not None and z.ndim > 2 else classes)
     if not names:
         raise ValueError(f"attacks must hold at least one that can run on f, got {sorted(attacks)}")
     return {name: attacks[name] for name in names}

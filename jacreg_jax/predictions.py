@@ -36,9 +36,13 @@ def predicted_class(logits: Array) -> Array:
 
 
 def with_enough_classes(attacks: Mapping[str, Any], classes: int) -> list[str]:
-    """Names of the attacks that can run on so many classes; of those whose `least_classes` are more, a warning."""
+    """Names of the attacks that can run on so many classes; of those whose `least_classes` are more, a warning.
+
+    Classes are 0 where f gives logits of positions, which no such attack takes.
+    """
     least = {name: getattr(attack, "least_classes", 0) for name, attack in attacks.items()}
     for name, needed in least.items():
         if needed > classes:
-            checks.warn(f"{name} is left out: it needs at least {needed} classes, f gives {classes}")
+            got = f"f gives {classes}" if classes else "one label for each sample"
+            checks.warn(f"{name} is left out: it needs at least {needed} classes, {got}")
     return [name for name, needed in least.items() if needed <= classes]

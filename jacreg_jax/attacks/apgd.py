@@ -119,6 +119,8 @@ def _targets(start: Start, loss: Loss, num_targets: int | None) -> int:
     rivals = start.criterion.num_rivals(start.logits)
     if not is_one and not rivals:
         raise ValueError(f"loss {loss!r} is for logits [B, C] and their labels, not for criterion {start.criterion}")
+    if is_one and start.label is None:
+        raise ValueError(f"y must be labels [B] for loss {loss!r}, got None")
     classes = start.num_classes
     if classes < _LEAST_CLASSES[loss]:
         raise ValueError(f"loss {loss!r} needs at least {_LEAST_CLASSES[loss]} classes, f gives {classes}")

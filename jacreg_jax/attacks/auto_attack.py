@@ -130,9 +130,9 @@ def auto_attack(
 
 
 def _classes(f: Function, x: Any, batch: int) -> int:
-    """C, or of positions as few as leave out what needs logits [B, C]."""
+    """C, or 0 of positions."""
     z = jax.eval_shape(lambda x: misclassified.outputs(f(x), batch), x)
-    return int(z.shape[-1]) if z.ndim == 2 else 2
+    return int(z.shape[-1]) if z.ndim == 2 else 0
 
 
 def _at(

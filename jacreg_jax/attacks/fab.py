@@ -10,6 +10,7 @@ from jacreg_jax import checks
 from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.criterion import Pair
 from jacreg_jax.attacks.result import AttackResult, Norm, choose, distance, spread
+from jacreg_jax.attacks.sparse import largest_with
 from jacreg_jax.attacks.start import Goal, begin, finish, varying
 from jacreg_jax.checks import Bounds
 from jacreg_jax.programs import once
@@ -176,11 +177,11 @@ def project_to_plane(u: Array, w: Array, offset: Array, norm: Norm, bounds: Boun
 
 def _largest_first(normal: Array, gap: Array, room: Array) -> Array:
     """D [B, n] with normal . d = -gap: entries move against the normal to their room, in the order of |normal|."""
-    order = jnp.argsort(-jnp.abs(normal), axis=1)
-    slope = jnp.take_along_axis(jnp.abs(normal), order, axis=1)
-    far = jnp.take_along_axis(jnp.abs(room), order, axis=1)
-    gain = jnp.minimum(gap, jnp.where(slope > 0, slope * jnp.where(slope > 0, far, 0), 0))  # of a whole move
-    left = jnp.maximum(gap - (jnp.cumsum(gain, axis=1) - gain), 0)
-    moved = jnp.minimum(far, jnp.where(slope > 0, left / jnp.where(slope > 0, slope, 1), 0))
-    moved = jnp.take_along_axis(moved, jnp.argsort(order, axis=1), axis=1)
-    return -jnp.sign(normal) * moved
+    slope, far = jnp.abs(normal), jnp.where(normal != 0, jnp.abs(room), 0)
+    gain = jnp.minimum(gap, slope * far)  # of a whole move
+    last = largest_with(slope, gain, gap)  # the slope of those that move in part
+    before = jnp.sum(jnp.where(slope > last, gain, 0), axis=1, keepdims=True)
+    at_last = jnp.sum(jnp.where(slope == last, gain, 0), axis=1, keepdims=True)
+    part = jnp.clip((gap - before) / jnp.where(at_last > 0, at_last, 1), 0, 1)
+    whole = jnp.minimum(far, gain / jnp.where(slope > 0, slope, 1))
+    return -jnp.sign(normal) * jnp.where(slope > last, whole, jnp.where(slope == last, part * whole, 0))

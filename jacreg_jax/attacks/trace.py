@@ -2,6 +2,7 @@
 
 import jax.numpy as jnp
 
+from jacreg_jax import checks
 from jacreg_jax.attacks.result import Norm, Trajectory, distance
 from jacreg_jax.attacks.start import Start, varying
 from jacreg_jax.types import Array, Counter
@@ -9,6 +10,7 @@ from jacreg_jax.types import Array, Counter
 
 def blank(start: Start, num_steps: int, trace: bool) -> Trajectory | None:
     """[B, steps] of NaN, or None, which costs nothing."""
+    checks.one_of("trace", trace, (True, False))
     if not trace:
         return None
     nothing = varying(jnp.full((len(start.x), num_steps), jnp.nan, start.x.dtype), start.clean_correct)
