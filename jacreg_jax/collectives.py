@@ -87,6 +87,9 @@ def share_of_mean(loss: Loss, axis_name: str | None) -> Loss:
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
     """The sum over the axis; the tree itself on one device.
 
+    On a GPU the leaves travel as one vector, whose parts the next kernels read where they lie. XLA, given the leaves,
+    makes such a vector too, in several pieces, and copies each leaf out of it by a kernel of its own.
+
     Args:
         tree: pytree of arrays.
         axis_name: of the mesh inside of shard_map and pmap, None elsewhere.
@@ -98,7 +101,23 @@ def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:
         >>> sum_over_devices(1.0, None)
         1.0
     """
-    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+    if axis_name is None or not jax.tree.leaves(tree):
+        return tree
+    flat = lambda tree: _sum_of_vectors(tree, axis_name)
+    return jax.lax.platform_dependent(tree, cuda=flat, rocm=flat, default=lambda tree: jax.lax.psum(tree, axis_name))
+
+
+def _sum_of_vectors(tree: PyTree, axis_name: str) -> PyTree:
+    """The sum over the axis, of one vector for each dtype."""
+    leaves, structure = jax.tree.flatten(tree)
+    summed = list(leaves)
+    for dtype in dict.fromkeys(leaf.dtype for leaf in leaves):
+        places = [i for i, leaf in enumerate(leaves) if leaf.dtype == dtype]
+        vector = jax.lax.psum(jnp.concatenate([leaves[i].ravel() for i in places]), axis_name)
+        for i in places:
+            part, vector = jnp.split(vector, [leaves[i].size])
+            summed[i] = part.reshape(leaves[i].shape)
+    return structure.unflatten(summed)
 
 
 def mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
 from experiments.accelerators import counting, tables, targets
-from jacreg_jax import sharding
+from jacreg_jax import collectives, sharding
 
 TEXT = """HloModule jit_step
 
@@ -86,3 +87,19 @@ def test_a_compiler_that_is_missing_is_named(monkeypatch):
     monkeypatch.setenv("TPU_SKIP_MDS_QUERY", "1")
     with pytest.raises(ImportError, match=r"v5e cannot be used \(no such platform\); run `make check-accelerators`"):
         targets.prepare("v5e")
+
+
+@pytest.mark.parametrize("devices", [1, 4])
+def test_a_sum_by_vectors_is_a_sum_by_leaves(devices):
+    """What a GPU is given, on CPU: every bit, for leaves of several shapes and types."""
+    rng = np.random.default_rng(0)
+    tree = {"w": rng.normal(size=(4, 3, 2)), "b": rng.normal(size=4), "half": rng.normal(size=(4, 5))}
+    tree = {name: jnp.asarray(leaf, jnp.bfloat16 if name == "half" else jnp.float32) for name, leaf in tree.items()}
+    mesh = sharding.data_mesh(jax.devices()[:devices])
+
+    def mapped(summed):
+        body = lambda tree: summed(jax.tree.map(lambda leaf: leaf[0], tree), "data")
+        return jax.jit(jax.shard_map(body, mesh=mesh, in_specs=P("data"), out_specs=P()))
+
+    by_vectors, by_leaves = mapped(collectives._sum_of_vectors), mapped(collectives.sum_over_devices)
+    jax.tree.map(np.testing.assert_array_equal, by_vectors(tree), by_leaves(tree))
