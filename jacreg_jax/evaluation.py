@@ -198,6 +198,34 @@ def worst_case(
     return result, robust
 
 
+def report(f: Function, x: Any, y: Any, key: Array, **options: Any) -> Any:
+    """All that tells how robust a model is, and whether to believe it, in one call: see `reporting.report`.
+
+    Args:
+        f: batched function, raw inputs [B, ...] -> what the criterion looks at, such as logits.
+        x: raw inputs [N, ...].
+        y: integer labels [N], or what the criterion compares with.
+        key: typed key.
+        **options: epsilon, by norm, and the others of `reporting.report`.
+
+    Returns:
+        `reporting.Report`.
+
+    Raises:
+        TypeError, ValueError: as `reporting.report`.
+
+    Example:
+        >>> from jacreg_jax import reporting
+        >>> f, x, y = lambda x: 4 * x, np.array([[0.1, 0.2], [0.7, 0.6]], np.float32), np.array([1, 0])
+        >>> options = {"epsilon": {"linf": 0.01}, "budget": reporting.quick, "progress": False}
+        >>> report(f, x, y, jax.random.key(0), **options).sections["clean"]["accuracy"]
+        1.0
+    """
+    from jacreg_jax import reporting
+
+    return reporting.report(f, x, y, key, **options)
+
+
 def _with_rows(result: Any, new: Any, rows: Any) -> Any:
     """The result with these rows new; passes are counted on, trajectories of different attacks are left out."""
     if hasattr(new, "_replace") and hasattr(new, "trajectory"):

@@ -171,7 +171,7 @@ def checks(
         raise ValueError(f"num_steps must be rising counts, at least one; got {tuple(num_steps)}")
     epsilon = np.asarray(epsilon, np.float32) if np.ndim(epsilon) else float(np.asarray(epsilon))
     aim: dict[str, Any] = {} if target is None else {"target": target}
-    options = norm, values.count("num_queries", num_queries), criterion, _hashable(bounds)
+    options = norm, values.count("num_queries", num_queries), criterion, hashable(bounds)
 
     def survivors(kind: str, size: Any, count: int = 1) -> Any:
         attack = _attack(kind, count, *options)
@@ -267,8 +267,8 @@ def _whole(image: Array, bounds: values.Bounds, norm: Norm) -> float:
     return float({"linf": span.max(), "l1": span.sum(), "l2": np.sqrt((span**2).sum())}[norm])
 
 
-def _hashable(value: Any) -> Any:
+def hashable(value: Any) -> Any:
     """Numbers and arrays as nested tuples of numbers, None as it is."""
     if isinstance(value, list | tuple):
-        return tuple(map(_hashable, value))
-    return value if value is None or isinstance(value, int | float) else _hashable(np.asarray(value).tolist())
+        return tuple(map(hashable, value))
+    return value if value is None or isinstance(value, int | float) else hashable(np.asarray(value).tolist())

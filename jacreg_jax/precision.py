@@ -37,7 +37,7 @@ def computed_in(dtype: Any, apply: Apply) -> Apply:
     def computed(params: PyTree, model_state: PyTree, x: Any, key: Any = None) -> tuple[Any, PyTree]:
         output, new = apply(_cast(params, dtype), model_state, _cast(x, dtype), key)
         back = lambda leaf, like: leaf.astype(like.dtype) if hasattr(like, "dtype") else leaf
-        is_same = jax.tree.structure(new) == jax.tree.structure(model_state)
+        is_same = str(jax.tree.structure(new)) == str(jax.tree.structure(model_state))
         return _cast(output, jnp.float32), jax.tree.map(back, new, model_state) if is_same else new
 
     if getattr(apply, "reads_running_statistics", False):

@@ -199,7 +199,8 @@ def called_once(function: Function, f: Function, shape: Any, *args: Any, **stati
     return function(f, *args, **static)
 
 
-SWEPT = {"epsilon", "sigma", "step_size", "init_epsilon", "initial_const"}  # numbers that may change without compiling
+# numbers that may change without compiling
+SWEPT = {"epsilon", "sigma", "severity", "step_size", "init_epsilon", "initial_const"}
 CLASSES = {"target"}  # integers that may
 
 

@@ -62,6 +62,7 @@ def train(folder, devices, processes, patience=10):
     """The train script in as many processes."""
     address = free_address()
     hosts = ("--hosts.coordinator", address, "--hosts.count", processes, "--hosts.patience", patience)
+    hosts += ("--hosts.arrival", 40)
     each = [(*hosts, "--hosts.index", i) for i in range(processes)] if processes > 1 else [("--devices", devices)]
     command = (*TRAIN, "--folder", folder)
     pipes = {"stderr": subprocess.PIPE, "stdout": subprocess.DEVNULL, "text": True}
@@ -100,7 +101,7 @@ def test_killed_at_random_moments(tmp_path, undisturbed):
     draw = random.Random(0)
     for _ in range(20):
         running = train(tmp_path, 2, 2)
-        time.sleep(draw.uniform(8, 30))
+        time.sleep(draw.uniform(3, 25))
         victim = draw.randrange(2)
         running[victim].send_signal(signal.SIGKILL)
         since = time.monotonic()

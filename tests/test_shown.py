@@ -16,7 +16,11 @@ def python_blocks(page: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if python_blocks(p)], ids=lambda p: p.name)
+SLOW_PAGES = ("report.md",)  # five models through all attacks
+SHOWN = [pytest.param(p, marks=[pytest.mark.slow] * (p.name in SLOW_PAGES)) for p in PAGES if python_blocks(p)]
+
+
+@pytest.mark.parametrize("page", SHOWN, ids=lambda p: p.name)
 def test_python_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {}

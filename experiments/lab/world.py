@@ -32,6 +32,8 @@ class Hosts:
     """Find them by the environment of SLURM, Kubernetes, Open MPI or a TPU slice, as jax.distributed does."""
     patience: int = 30
     """Seconds after which a process that is not heard of counts as dead, and the others stop."""
+    arrival: int = 300
+    """Seconds in which all must have come."""
 
     def __post_init__(self):
         given = [self.coordinator, self.count, self.index]
@@ -50,7 +52,7 @@ def join(hosts: Hosts) -> None:
     """Meet the other processes; before anything asks for devices.
 
     Raises:
-        RuntimeError: they did not all come within five minutes.
+        RuntimeError: they did not all come in time.
     """
     if not hosts.detect and hosts.coordinator is None:
         return
@@ -59,6 +61,7 @@ def join(hosts: Hosts) -> None:
         hosts.coordinator,
         hosts.count,
         hosts.index,
+        initialization_timeout=hosts.arrival,
         heartbeat_timeout_seconds=hosts.patience,
         shutdown_timeout_seconds=hosts.patience,
     )

@@ -1,0 +1,315 @@
+"""One call that says how robust a model is, with the checks that tell whether to believe it.
+
+found = evaluation.report(f, x, y, jax.random.key(0), epsilon={"linf": 0.1, "l2": 1.0})
+print(found)                              # a table
+found.figure().savefig("report.png")
+found.to_json("report.json")
+"""
+
+import dataclasses
+import json
+import os
+import time
+import warnings
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jacreg_jax import attacks, certify, checks, corruptions, evaluation, masking
+from jacreg_jax.attacks.criteria import Criterion, misclassified
+from jacreg_jax.reporting_sections import MEANINGS, clean_outcome, misuse, nearest, noise
+from jacreg_jax.types import Array, Function
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How much is tried; more finds more. `quick` is for a first look, `standard` for a claim.
+
+    Attributes:
+        gradient_steps: of the attacks that seek the nearest fooling sample.
+        searches: of Carlini and Wagner's constant.
+        queries: of Square.
+        draws: of randomized smoothing, a sample.
+        norms: samples whose exact ||J||_F is measured.
+        certified: samples that smoothing and interval arithmetic look at.
+    """
+
+    gradient_steps: int = 300
+    searches: int = 9
+    queries: int = 5000
+    draws: int = 10_000
+    norms: int = 1000
+    certified: int = 200
+
+
+quick = Budget(gradient_steps=50, searches=3, queries=200, draws=1000, norms=100, certified=20)
+standard = Budget()
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What `report` found: numbers by section and name, and what they mean.
+
+    Attributes:
+        sections: {section: {name: number, word, or list}}.
+        notes: what was left out, and why; warnings of the checks.
+    """
+
+    sections: dict[str, dict[str, Any]]
+    notes: list[str]
+
+    def __repr__(self) -> str:
+        lines = [f"{'':2}{name:38}{_shown(value)}" for _, name, value in self.rows()]
+        heads = iter(lines)
+        text = [line for section, rows in self.sections.items() for line in (section, *(next(heads) for _ in rows))]
+        return "\n".join([*text, *(f"! {note}" for note in self.notes)])
+
+    def rows(self) -> list[tuple[str, str, Any]]:
+        """(section, name, value) of every finding: pandas.DataFrame(report.rows())."""
+        return [(section, name, value) for section, found in self.sections.items() for name, value in found.items()]
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write all to a file, whole or not at all; what is infinite is written as null."""
+        file = Path(path)
+        partial_file = file.with_name(f".{file.name}.{os.getpid()}.partial")
+        content = {"sections": _plain(self.sections), "notes": self.notes}
+        partial_file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+        partial_file.replace(file)
+
+    def figure(self) -> Any:
+        """A matplotlib figure: accuracy under noise and corruptions, and the curve of fooling distances."""
+        from jacreg_jax.reporting_figure import draw
+
+        return draw(self.sections)
+
+
+def report(
+    f: Function,
+    x: Any,
+    y: Any,
+    key: Array,
+    *,
+    epsilon: Mapping[str, float],
+    sigmas: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4),
+    criterion: Criterion | Function = misclassified,
+    bounds: Any = (0.0, 1.0),
+    budget: Budget = standard,
+    has_gradient: bool = True,
+    batch_size: int = 250,
+    progress: bool = True,
+) -> Report:
+    """Clean accuracy, ||J||_F, noise, corruptions, fooling distances, worst case of all attacks, checks, certificates.
+
+    Args:
+        f: batched function, raw inputs [B, ...] -> what the criterion looks at: logits [B, C], one logit [B], logits of
+            tokens [B, T, V], numbers [B, ...].
+        x: raw inputs [N, ...] within bounds; corruptions want images [N, H, W, C] within [0, 1].
+        y: integer labels [N], or what the criterion compares with.
+        key: typed key.
+        epsilon: {"linf": radius, "l2": radius}, one or both.
+        sigmas: deviations of white noise.
+        criterion: what counts as a failure, see `attacks.criteria`.
+        bounds: (low, high) of the inputs, each a scalar, an array that broadcasts to one sample, or None.
+        budget: `reporting.quick`, `reporting.standard`, or a Budget of one's own.
+        has_gradient: False for a model that has none: only noise, corruptions, Square and smoothing are tried.
+        batch_size: B.
+        progress: show a bar, on a terminal alone.
+
+    Returns:
+        Report. Robust accuracy at epsilon is the share of samples that no attack fools, those that seek the nearest
+        fooling sample included.
+
+    Raises:
+        TypeError, ValueError: as `evaluation.run_attack`; epsilon names no norm, or is not above 0.
+
+    Example:
+        >>> f = lambda x: jnp.stack([4 * x.sum(1), 4 - 4 * x.sum(1)], axis=1)
+        >>> x = np.array([[0.1, 0.2], [0.7, 0.6]], np.float32)
+        >>> found = report(f, x, np.array([1, 0]), jax.random.key(0), epsilon={"linf": 0.01}, budget=quick)
+        >>> found.sections["clean"]["accuracy"]
+        1.0
+    """
+    _check(f, epsilon, budget)
+    run = _Run(f, x, y, key, dict(epsilon), {"criterion": criterion, "bounds": bounds}, budget, batch_size)
+    parts: dict[str, Any] = {"clean": run.clean, "||J||_F": run.jacobian, "noise": partial(run.noise, sigmas)}
+    parts |= {"corruptions": run.corruptions, "fooling distance": run.distances, "worst case": run.robust}
+    parts |= {"masking": run.masking, "certificates": run.certificates}
+    if not has_gradient:
+        parts = {name: part for name, part in parts.items() if name not in ("||J||_F", "fooling distance", "masking")}
+        run.attacks = ("square",)
+    sections: dict[str, dict[str, Any]] = {}
+    with _bar(parts, progress) as bar:
+        for name, part in parts.items():
+            bar.set_description(name)
+            start = time.perf_counter()
+            if found := part():
+                sections[name] = found
+                run.seconds[name] = time.perf_counter() - start
+            bar.update()
+    sections["settings"] = {"samples": len(x), **dataclasses.asdict(budget)}
+    sections["seconds"] = run.seconds
+    return Report(sections, run.notes)
+
+
+class _Run:
+    """The samples of one report, and what is found of them on the way."""
+
+    def __init__(self, f: Any, x: Any, y: Any, key: Array, epsilon: Any, options: Any, budget: Budget, size: int):
+        self.f, self.x, self.y, self.epsilon, self.budget = f, np.asarray(x), np.asarray(y), epsilon, budget
+        self.keys = iter(jax.random.split(key, 64))
+        self.options, self.size = options, size
+        self.is_classes = options["criterion"] == misclassified
+        self.attacks: tuple[str, ...] = ()  # those of the ensemble that are tried; all where empty
+        self.notes: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.nearest: dict[str, Any] = {}  # by norm
+
+    def attack(self, attack: Function, *, key: Any = None, **swept: Any) -> Any:
+        """The result of an attack on all samples."""
+        key = next(self.keys) if key is None else key
+        return evaluation.run_attack(attack, self.f, self.x, self.y, key, batch_size=self.size, **swept)
+
+    def clean(self) -> dict[str, Any]:
+        """Accuracy, and the ways in which the model is used that make attacks fail."""
+        found = self.attack(clean_outcome(**self.options))
+        self.notes += misuse(self.f, self.x[: self.size], self.is_classes)
+        name = "accuracy" if self.is_classes else "share within the criterion"
+        return {name: float(np.mean(found.right)), "not finite": float(np.mean(~found.finite))}
+
+    def jacobian(self) -> dict[str, Any]:
+        """Of f with respect to the raw input."""
+        x = self.x[: self.budget.norms]
+        norms = evaluation.jacobian_norms(self.f, x, batch_size=min(self.size, 50))
+        return evaluation.norm_summary(norms) | {"median": float(np.median(norms)), "samples": len(x)}
+
+    def noise(self, sigmas: tuple[float, ...]) -> dict[str, Any]:
+        """Accuracy under one draw for each deviation."""
+        attack, key = noise(**self.options), next(self.keys)
+        return {f"sigma = {s:g}": 1 - float(self.attack(attack, key=key, sigma=s).success.mean()) for s in sigmas}
+
+    def corruptions(self) -> dict[str, Any]:
+        """Accuracy under each family, in five severities."""
+        if self.x.ndim != 4 or not self.is_classes or self.x.min() < 0 or self.x.max() > 1:
+            self.notes.append("corruptions: not run, they are for classifiers of images [N, H, W, C] in [0, 1]")
+            return {}
+        key = next(self.keys)
+        under = lambda name, s: 1 - float(self.attack(corruptions.corruption(name), key=key, severity=s).success.mean())
+        found: dict[str, Any] = {
+            name: [under(name, s) for s in corruptions.SEVERITIES] for name in corruptions.FAMILIES
+        }
+        return found | {"mean": float(np.mean(list(found.values())))}
+
+    def distances(self) -> dict[str, Any]:
+        """The nearest fooling sample by several attacks, and the point-wise nearest of all."""
+        found: dict[str, Any] = {}
+        effort = self.budget.gradient_steps, self.budget.searches
+        for norm in self.epsilon:
+            results = {}
+            for name, attack in nearest(norm, *effort, **self.options).items():
+                results[name] = self.attack(attack).distance
+            self.nearest[norm] = np.min(list(results.values()), axis=0)
+            for name, values in {**results, "nearest of all": self.nearest[norm]}.items():
+                found[f"{norm}, {name}, median"] = evaluation.median_distance(values)["median"]
+        return found
+
+    def robust(self) -> dict[str, Any]:
+        """Who is fooled within epsilon by the standard ensemble or by an attack that seeks the nearest sample."""
+        found: dict[str, Any] = {}
+        for norm, epsilon in self.epsilon.items():
+            ensemble = attacks.standard_ensemble(norm=norm, num_queries=self.budget.queries, **self.options)
+            ensemble = {name: a for name, a in ensemble.items() if not self.attacks or name in self.attacks}
+            options = {"batch_size": self.size, "epsilon": epsilon}
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "apgd-t is left out")  # a note says so
+                result, robust = evaluation.worst_case(ensemble, self.f, self.x, self.y, next(self.keys), **options)
+            fooled = np.asarray(result.success) | ~np.asarray(result.clean_correct)
+            for name, share in robust.items():
+                found[f"{norm} {epsilon:g}, after {name}"] = share
+            if norm in self.nearest:
+                fooled |= self.nearest[norm] <= epsilon
+            found[f"{norm} {epsilon:g}, robust accuracy"] = 1 - float(fooled.mean())
+        return found
+
+    def masking(self) -> dict[str, Any]:
+        """The checks that a claim should pass."""
+        found: dict[str, Any] = {}
+        for norm, epsilon in self.epsilon.items():
+            steps = (10, 40) if self.budget == quick else (10, 40, 100)
+            options = {"num_steps": steps, "num_queries": self.budget.queries, "batch_size": self.size} | self.options
+            results = masking.checks(self.f, self.x, self.y, next(self.keys), epsilon=epsilon, norm=norm, **options)
+            for name, check in results.items():
+                found[f"{norm}, {name}"] = (
+                    "passed" if check.passed else f"FAILED: {check.value:.4g} above {check.limit:g}"
+                )
+                if not check.passed:
+                    self.notes.append(f"{norm}, {name}: {MEANINGS[name]}")
+        return found
+
+    def certificates(self) -> dict[str, Any]:
+        """By randomized smoothing, of the smoothed model; by interval arithmetic, of f itself, where it has rules."""
+        if not self.is_classes or self.y.ndim != 1:
+            self.notes.append("certificates: not run, they are for classifiers")
+            return {}
+        x, y = self.x[: self.budget.certified], self.y[: self.budget.certified]
+        sigma = max(self.epsilon.get("l2", 0.25) / 2, 1e-3)
+        smoothed = certify.certify_smoothed(
+            self.f, x, next(self.keys), sigma=sigma, num_samples=self.budget.draws, batch_size=min(len(x), self.size)
+        )
+        radius = np.where(smoothed.prediction == y, smoothed.radius, 0.0)
+        found = {f"smoothed, sigma = {sigma:g}, median L2 radius": float(np.median(radius))}
+        found[f"smoothed, sigma = {sigma:g}, accuracy"] = float(np.mean(smoothed.prediction == y))
+        try:
+            proved = certify.interval_radius(self.f, jnp.asarray(x), jnp.asarray(y), bounds=self.options["bounds"])
+            found["interval arithmetic, mean L-infinity radius"] = float(jnp.mean(proved))
+        except TypeError as error:
+            self.notes.append(f"interval arithmetic: not run ({str(error).splitlines()[0]})")
+        return found
+
+
+def _check(f: Any, epsilon: Any, budget: Any) -> None:
+    checks.function("f", f)
+    if not isinstance(epsilon, Mapping) or not epsilon or epsilon.keys() - {"linf", "l2", "l1"}:
+        raise ValueError(f'epsilon must be radii by norm, such as {{"linf": 8 / 255, "l2": 0.5}}, got {epsilon!r}')
+    for norm, radius in epsilon.items():
+        checks.positive(f"epsilon[{norm!r}]", radius)
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget must be a Budget, such as reporting.quick, got {type(budget).__name__}")
+
+
+def _bar(parts: Any, wanted: bool) -> Any:
+    """A tqdm bar where there is tqdm and a terminal."""
+    import contextlib
+
+    class Silent(contextlib.nullcontext[Any]):
+        def __enter__(self) -> "Silent":
+            return self
+
+        def set_description(self, name: str) -> None: ...
+
+        def update(self) -> None: ...
+
+    if wanted:
+        with contextlib.suppress(ImportError):
+            from tqdm import tqdm  # type: ignore[import-untyped]
+
+            return tqdm(total=len(parts), disable=None, leave=False)
+    return Silent()
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "  ".join(_shown(v) for v in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
