@@ -147,7 +147,11 @@ def trades(
     """
     ball, num_steps = _ball(epsilon, step_size, num_steps, norm)
     checks.function("f", f)
-    start = _begin(lambda x: as_logits(f(x)), x, None, bounds, perturbation_keys(sample_keys(key, len(x))))
+    x = checks.inputs(x)
+    goal = Goal(of_margin(lambda z, y: z.reshape(len(z), -1)[:, 0]))  # of logits alone: no labels are needed
+    start = begin(
+        lambda x: as_logits(f(x)), x, None, bounds, key=perturbation_keys(sample_keys(key, len(x))), goal=goal
+    )
     first = project(start.x + 0.001 * normal_like(start.keys, start.x), start.x, epsilon, norm, start.bounds)
     held = jax.lax.stop_gradient(start.logits)
     found, _ = ascend(start.f, lambda z: _divergence(held, z), start.x, first, ball, start.bounds, num_steps)
@@ -170,10 +174,8 @@ def _ball(epsilon: Any, step_size: Any, num_steps: Any, norm: Any) -> tuple[Ball
 
 
 def _begin(f: Function, image: Any, label: Any, bounds: Any, keys: Any = None) -> Start:
-    """As attacks begin, with the names of the train step in the messages; without labels nothing asks for them."""
+    """As attacks begin, with the names of the train step in the messages."""
     checks.function("f", f)
-    if label is None:
-        return begin(f, image, None, bounds, key=keys, goal=Goal(of_margin(lambda z, y: z.reshape(len(z), -1)[:, 0])))
     checks.inputs(image, "image")
     z = jax.eval_shape(lambda x: misclassified.outputs(f(x), len(x)), image)
     checks.labels(label, z.shape[:-1], z.shape[-1], "label")

@@ -32,10 +32,10 @@ from jacreg_jax import (
     models,
     penalties,
     pooled_convolution,
+    precision,
     probes,
     relatives,
     schedules,
-    precision,
     sharding,
     supervised,
     training,
@@ -242,6 +242,24 @@ KINDS |= {
     "results": {"none": (), "None": (None,), "images": (IMAGES,), "a word": ("fgsm",), "of other samples": None},
     "attacks": {"none": {}, "a list": [attacks.fgsm], "None": None, "a word": "fgsm", "a name in it": {"fgsm": "fgsm"}},
     "vjp": {"None": None, "3": 3, "a word": "vjp", "a list": [], "an array": np.ones(3)},
+    "criterion": {
+        "None": None,
+        "a number": 3,
+        "a word": "top_k",
+        "its maker": attacks.criteria.top_k,
+        "of one argument": lambda z: z[:, 0],
+        "gives [B, C]": lambda z, y: z,
+        "more classes than there are": attacks.criteria.top_k(4),
+    },
+    "target": {
+        "a column": Y[:, None],
+        "one too few": Y[:4],
+        "floats": Y.astype(jnp.float32),
+        "-1": Y.at[0].set(-1),
+        "C": Y.at[0].set(4),
+        "one that is C": 4,
+        "a word": "cat",
+    },
     "entries": {
         "a list": [1.0],
         "a word": "x",
@@ -269,8 +287,10 @@ def spec(function, arguments, /, **kinds):
 
 FX, FXK, FXY = {"f": f, "x": X}, {"f": f, "x": X, "key": KEY}, {"f": f, "x": X, "y": Y}
 FXYK = FXY | {"key": KEY}
-XK, XYK = {"x": "x", "key": "key"}, {"x": "x", "y": "labels", "key": "key", "bounds": "bounds"}
-XY = {"x": "x", "y": "labels", "bounds": "bounds"}
+GOAL = {"criterion": "criterion", "target": "target"}
+XK = {"x": "x", "key": "key"}
+XY = {"x": "x", "y": "labels", "bounds": "bounds", **GOAL}
+XYK = XY | {"key": "key"}
 IMAGE = {"f": f, "x": IMAGES, "y": YI, "key": KEY}
 LOSS = {"penalty": "function", "lambda_jr": "not below 0", "preprocess": "function", "perturb": "function"}
 _BASE_LOSS = {"apply": APPLY, "penalty": penalties.exact(), "lambda_jr": 0.1, "preprocess": jnp.tanh, "perturb": None}
@@ -698,10 +718,19 @@ SPECS: dict[str, Spec] = {
         x="entries of rows",
         batch_size="count",
     ),
+    "criteria.wrong_share": spec(attacks.criteria.wrong_share, {"share": 0.5}, share="part of 1"),
+    "criteria.top_k": spec(attacks.criteria.top_k, {"k": 2}, k="count"),
+    "criteria.moved": spec(attacks.criteria.moved, {"delta": 0.1}, delta="above 0"),
+    "criteria.error_above": spec(attacks.criteria.error_above, {"delta": 0.1}, delta="above 0"),
+    "criteria.of_margin": spec(
+        lambda criterion: attacks.criteria.of_margin(criterion),
+        {"criterion": lambda z, y: z[:, 0]},
+        criterion="function",
+    ),
     "best_of": spec(lambda results: attacks.best_of(*results), {"results": ()}, results="results"),
     # attacks and what stands on them
     "white_noise": spec(attacks.white_noise, FXYK | {"sigma": 0.1}, **XYK, sigma="not below 0"),
-    "fgsm": spec(attacks.fgsm, FXY | {"epsilon": 0.1}, **XY, epsilon="not below 0"),
+    "fgsm": spec(attacks.fgsm, FXY | {"epsilon": 0.1}, **XY, epsilon="not below 0", samples="optional count"),
     "pgd": spec(
         attacks.pgd,
         FXYK | {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "random_start": True},
@@ -710,6 +739,8 @@ SPECS: dict[str, Spec] = {
         step_size="not below 0",
         num_steps="count",
         norm="choice",
+        samples="optional count",
+        trace="choice",
     ),
     "apgd": spec(
         attacks.apgd,
@@ -728,6 +759,7 @@ SPECS: dict[str, Spec] = {
         IMAGE | {"epsilon": 0.1, "num_queries": 2},
         y="labels",
         key="key",
+        **GOAL,
         bounds="bounds",
         epsilon="not below 0",
         num_queries="count",
@@ -739,6 +771,7 @@ SPECS: dict[str, Spec] = {
         IMAGE | {"epsilon": 0.1, "num_queries": 2},
         y="labels",
         key="key",
+        **GOAL,
         bounds="bounds",
         epsilon="not below 0",
         num_queries="count",
@@ -775,6 +808,25 @@ SPECS: dict[str, Spec] = {
         overshoot="at least 1",
         alpha_max="part of 1",
         beta="part of 1",
+    ),
+    "adversarial_training.pgd": spec(
+        adversarial_training.pgd,
+        {"epsilon": 0.1},
+        epsilon="not below 0",
+        step_size="step size",
+        num_steps="count",
+        norm="choice",
+        random_start="choice",
+    ),
+    "adversarial_training.trades": spec(
+        adversarial_training.trades,
+        FXK | {"epsilon": 0.1},
+        **XK,
+        epsilon="not below 0",
+        step_size="step size",
+        num_steps="count",
+        norm="choice",
+        bounds="bounds",
     ),
     "random_fgsm": spec(adversarial_training.random_fgsm, {}, max_epsilon="not below 0"),
     "random_fgsm in a call": spec(
@@ -841,6 +893,7 @@ SPECS: dict[str, Spec] = {
         norm="choice",
         num_queries="count",
         tolerance="not below 0",
+        **GOAL,
         bounds="bounds",
         batch_size="count",
     ),
@@ -889,6 +942,7 @@ SPECS: dict[str, Spec] = {
     ),
 }
 
+KINDS["step size"] = {name: value for name, value in KINDS["above 0"].items() if value is not None}
 KINDS["other sample"] = KINDS["sample"] | {"of another shape": IMAGES[0, :5], "on a line": 2 * IMAGES[1] - IMAGES[0]}
 KINDS["data"] = {name: value for name, value in KINDS["batch"].items() if name not in ("a label C", "a pair")}
 KINDS["shards"] = {name: KINDS["batch"][name] for name in list(KINDS["batch"])[1:8]}

@@ -1,4 +1,4 @@
-"""One result for a sample: alone, in a batch of 64, padded, through run_attack, inside shard_map; near it in bfloat16."""
+"""One result for a sample: alone, in a batch of 64, padded, by run_attack, inside shard_map; near it in bfloat16."""
 
 from functools import partial
 
@@ -41,20 +41,23 @@ def assert_alike(found, expected, rows):
     np.testing.assert_allclose(found.distance, np.asarray(expected.distance)[rows], rtol=2e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", EVERY)
+SLOW = ("square_l2", "white_noise_distance", "pgd_random", "ddn_moved")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in EVERY])
 def test_one_result_everywhere(name, problem):
     f, x, y, keys = problem
     attack = EVERY[name]
     run = partial(evaluation.run_attack, batch_size=N)
     whole = run(attack, f, x, y, keys)
-    assert 0.1 < whole.success.mean()
+    assert whole.success.mean() > 0.1
     assert_alike(run(attack, f, x[:40], y[:40], keys[:40]), whole, slice(40))  # padded to 64
     assert_alike(attack(f, x[9:10], y[9:10], keys[9:10]), whole, slice(9, 10))
     assert_alike(over_a_mesh(attack, f, x, y, keys), whole, slice(None))
     half = run(attack, lambda u: f(u.astype(jnp.bfloat16)), x, y, keys)
     assert half.x_adv.dtype == jnp.float32
-    right = half.clean_correct & whole.clean_correct  # some logits are equal in bfloat16
-    assert right.mean() > 0.9
+    assert np.mean(half.clean_correct == whole.clean_correct) > 0.9  # some logits are equal in bfloat16
+    right = half.clean_correct & whole.clean_correct
     assert np.mean(half.success[right] == whole.success[right]) >= (0.8 if name in SEARCHES else 0.9)
     both = right & half.success & whole.success
     near = np.abs(half.distance[both] / whole.distance[both] - 1) < 0.15

@@ -29,7 +29,10 @@ NEAREST = {
 }
 
 
-@pytest.mark.parametrize("bounds", [None, (None, None), (-3.0, None), (None, np.full(6, 4.0))], ids=str)
+BOUNDS = [None, (-3.0, None), pytest.param((None, np.full(6, 4.0)), marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize("bounds", BOUNDS, ids=str)
 @pytest.mark.parametrize("name", NEAREST)
 def test_no_bounds(name, bounds):
     """Far from any bound the distance is that of the plane."""
@@ -103,7 +106,11 @@ TREE = {"a": X[:, :2], "kind": jnp.arange(8, dtype=jnp.int32) % 2, "b": X[:, 2:]
 OF_TREE = lambda t: F(jnp.concatenate([t["a"], t["b"].reshape(len(t["a"]), 4)], 1)) * (1 + t["kind"][:, None])
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "ddn", "fab", "square", "carlini_wagner", "white_noise"])
+TREES = ["fgsm", "pgd", "fab", "square"]
+TREES += [pytest.param(n, marks=pytest.mark.slow) for n in ("apgd", "ddn", "carlini_wagner", "white_noise")]
+
+
+@pytest.mark.parametrize("name", TREES)
 def test_trees_with_integers(name):
     """The float leaves are moved as those of one vector would be; the others come back as they are."""
     attack = {

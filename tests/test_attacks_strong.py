@@ -178,21 +178,6 @@ def test_results_are_what_they_say(name, problem, key):
     assert (result.steps[fooled] >= 0).all()
 
 
-@pytest.mark.parametrize("name", slow_ensembles(CHEAP, "square_l2"))
-def test_alone_in_a_batch_and_padded(name, problem, key):
-    """Three samples of 12 have the same result in a batch of 12, of 3, and padded to 5."""
-    f, x, y = problem
-    keys = jax.random.split(key, 12)
-    attack = lambda f, x, y, keys: CHEAP[name](f, x, y, keys)
-    f = jax.tree_util.Partial(f)
-    whole = evaluation.map_batches(attack, f, x, y, keys, batch_size=12)
-    parts = evaluation.map_batches(attack, f, x, y, keys, batch_size=5)
-    np.testing.assert_array_equal(whole.success, parts.success)
-    np.testing.assert_allclose(whole.distance, parts.distance, rtol=2e-3, atol=1e-5)
-    alone = attack(f, x[4:5], y[4:5], keys[4:5])
-    np.testing.assert_allclose(alone.distance[0], whole.distance[4], rtol=2e-3, atol=1e-5)
-
-
 @pytest.mark.parametrize("name", slow_ensembles(ALL, "auto_attack_linf"))
 def test_degenerate_models(name, problem, key):
     """Constant, black-image, all wrong, NaN: no NaN in a result and no false success."""

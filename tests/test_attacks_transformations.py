@@ -1,4 +1,7 @@
-"""Every attack under every transformation and setting of JAX: the same distances as under a plain jit."""
+"""Every attack under every transformation and setting of JAX: the same distances as under a plain jit.
+
+In a batch, padded, over a mesh and in half precision: `test_attacks_alike`.
+"""
 
 import contextlib
 from functools import partial
@@ -96,7 +99,7 @@ MODES = {
     "x64 off the data": under(jax_enable_x64=True, jax_numpy_dtype_promotion="strict"),
 }
 EVERYWHERE = ("apgd_targeted", "square")  # in the fast suite; the others in those modes that have broken them
-BROKEN_ONCE = ("called", "shard_map", "strict promotion")
+BROKEN_ONCE = ("called", "strict promotion")
 DRAWS_DIFFER = (
     "pgd_random",
     "square",
@@ -106,6 +109,8 @@ DRAWS_DIFFER = (
 
 
 def is_fast(name, mode):
+    if mode == "shard_map":  # the others in test_attacks_alike
+        return name in ("auto_attack", "white_noise", *EVERYWHERE)
     return (name in EVERYWHERE and mode != "disable_jit") or mode in BROKEN_ONCE[name == "auto_attack" :]
 
 
@@ -143,16 +148,6 @@ def test_half_precision_images(name, dtype, problem):
     assert abs(int(result.success.sum()) - int(expected.success.sum())) <= 1
     fooled = jnp.argmax(f(result.x_adv.astype(jnp.float32)), 1) != y
     np.testing.assert_array_equal(fooled, result.success)  # as rounded, not before
-
-
-def test_half_precision_networks(problem):
-    """float32 images, bfloat16 logits."""
-    f, x, y, keys = problem
-    g = lambda x: f(x).astype(jnp.bfloat16)
-    for name in ("apgd", "cw", "fab", "ddn"):
-        result = ATTACKS[name](g, x, y, keys)
-        expected = ATTACKS[name](f, x, y, keys)
-        assert abs(int(result.success.sum()) - int(expected.success.sum())) <= 1, name
 
 
 @pytest.mark.parametrize("name", ["cw", "ddn", "fab", "apgd", "square", "pgd"])
