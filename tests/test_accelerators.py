@@ -70,13 +70,13 @@ def test_tables_say_what_did_not_run(monkeypatch):
 
 
 def test_tables_compare_with_one_chip(monkeypatch):
-    row = {"network": "MLP", "variant": "plain", "chips": 1, "backend": "jit", "kernels": 7, "library_calls": 0}
+    row = {"network": "DDNet", "variant": "plain", "chips": 1, "backend": "jit", "kernels": 7, "library_calls": 0}
     row |= {"flops": 2e9, "temporary_bytes": 3e6, "collectives": {}, "purposes": {"other": 7}}
     other = row | {"chips": 8, "flops": 2.1e9, "collectives": {"all-reduce": [1, 5e6]}}
-    result = {"config": {"share": 4}, "rows": [row, other]}
+    result = {"config": {"share": 4}, "rows": [other | {"backend": "shard_map"}, row, other]}
     monkeypatch.setattr(tables.results, "read", lambda name: result)
     last = [cell.strip() for cell in tables.table("v5e").splitlines()[-1].split("|")[1:-1]]
-    assert last == ["MLP plain", "8", "jit", "1 all-reduce of 5.00 MB", "2.10", "1.05", "7", "3.0"]
+    assert last == ["DDNet plain", "8", "jit, shard_map", "1 all-reduce of 5.00 MB", "2.10", "1.05", "7", "3.0"]
 
 
 def test_a_compiler_that_is_missing_is_named(monkeypatch):

@@ -2,6 +2,7 @@
 
 from experiments.page import results
 
+NETWORKS = ("LeNet'", "DDNet", "ResNet-18")
 NAMES = {"h100": "H100", "v5e": "TPU v5e", "cpu": "virtual CPU devices"}
 
 
@@ -15,15 +16,18 @@ def table(target: str) -> str:
     has_flops, has_library = (any(r[name] for r in rows) for name in ("flops", "library_calls"))
     header = [f"{NAMES[target]}, {result['config']['share']} samples each", "chips", "backend", "collectives"]
     header += ["GFLOP", "over 1 chip"] * has_flops + ["kernels"] + ["cuDNN calls"] * has_library + ["temporaries, MB"]
-    lines = []
-    for r in rows:
-        line = [f"{r['network']} {r['variant']}", str(r["chips"]), r["backend"], _collectives(r["collectives"])]
+    lines: dict[tuple, list[str]] = {}  # what a line says, but for the backends that it holds for
+    for r in sorted(
+        rows, key=lambda r: (NETWORKS.index(r["network"]), r["variant"] != "plain", r["chips"], r["backend"])
+    ):
+        cells = [f"{r['network']} {r['variant']}", str(r["chips"]), _collectives(r["collectives"])]
         if has_flops:
-            line += [f"{r['flops'] / 1e9:.2f}", f"{r['flops'] / alone[r['network'], r['variant']]:.2f}"]
-        line += [str(r["kernels"])] + [str(r["library_calls"])] * has_library
+            cells += [f"{r['flops'] / 1e9:.2f}", f"{r['flops'] / alone[r['network'], r['variant']]:.2f}"]
         megabytes = r["temporary_bytes"] / 1e6
-        lines.append([*line, f"{megabytes:.0f}" if megabytes >= 10 else f"{megabytes:.1f}"])
-    return results.table(header, lines)
+        cells += [str(r["kernels"])] + [str(r["library_calls"])] * has_library
+        cells += [f"{megabytes:.0f}" if megabytes >= 10 else f"{megabytes:.1f}"]
+        lines.setdefault(tuple(cells), []).append(r["backend"])
+    return results.table(header, [[*cells[:2], ", ".join(found), *cells[2:]] for cells, found in lines.items()])
 
 
 def _collectives(found: dict[str, list[int]]) -> str:
