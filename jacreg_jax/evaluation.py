@@ -228,14 +228,12 @@ def report(f: Function, x: Any, y: Any, key: Array, **options: Any) -> Any:
 
 def _with_rows(result: Any, new: Any, rows: Any) -> Any:
     """The result with these rows new; passes are counted on, trajectories of different attacks are left out."""
-    if hasattr(new, "_replace") and hasattr(new, "trajectory"):
-        new = new._replace(trajectory=None)
+    new = new._replace(trajectory=None) if hasattr(new, "trajectory") else new
     if result is None:
         return jax.tree.map(np.array, new)
-    spent = {name for name in ("forward", "backward") if getattr(new, name, None) is not None}
+    counted = [getattr(result, name, None) for name in ("forward", "backward")]
     for whole, part in zip(jax.tree.leaves(result), jax.tree.leaves(new), strict=True):
-        on_top = any(whole is getattr(result, name) for name in spent)
-        whole[rows] = whole[rows] + part if on_top else part
+        whole[rows] = whole[rows] + part if any(whole is c for c in counted) else part
     return result
 
 
@@ -247,10 +245,10 @@ def _that_can_run(attacks: Any, f: Function, x: Any) -> dict[str, Function]:
         checks.function(f"attacks[{name!r}]", attack, None)
     checks.function("f", f)
     is_choosy = any(hasattr(attack, "least_classes") for attack in attacks.values())
-    row = jax.tree.map(lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype), x)
-    z = jax.eval_shape(lambda x: as_logits(f(x)), row) if is_choosy else None
-    classes = 0 if z is None else checks.class_logits(z, 1)
-    names = with_enough_classes(attacks, 0 if z is not None and z.ndim > 2 else classes)
+    row = lambda a: jax.ShapeDtypeStruct((1, *a.shape[1:]), a.dtype)
+    z = jax.eval_shape(lambda x: as_logits(f(x)), jax.tree.map(row, x)) if is_choosy else None
+    classes = checks.class_logits(z, 1) if is_choosy else 0
+    names = with_enough_classes(attacks, classes if getattr(z, "ndim", 2) == 2 else 0)
     if not names:
         raise ValueError(f"attacks must hold at least one that can run on f, got {sorted(attacks)}")
     return {name: attacks[name] for name in names}
@@ -278,10 +276,10 @@ def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[
         deprecation.warn("passing swept values by position", "their names, such as epsilon=0.1")
 
     def rows(name: str, value: Any) -> Any:
-        is_whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if is_whole and name in programs.CLASSES:
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if whole and name in programs.CLASSES:
             return np.full(n, value, np.int32)
-        if is_whole and name not in programs.SWEPT:
+        if whole and name not in programs.SWEPT:
             raise TypeError(
                 f"{name} must be a real number to be swept, got {value}; give a fixed option by functools.partial, as "
                 f"functools.partial(attack, {name}={value})"
@@ -299,5 +297,4 @@ def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[
             )
         return array
 
-    by_position = [rows(f"value {i}", value) for i, value in enumerate(extra)]
-    return by_position, {name: rows(name, value) for name, value in swept.items()}
+    return [rows(f"value {i}", v) for i, v in enumerate(extra)], {name: rows(name, v) for name, v in swept.items()}
