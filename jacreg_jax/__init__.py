@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         attacks as attacks,
         certify as certify,
         convolution as convolution,
+        corruptions as corruptions,
         cyclopropagation as cyclopropagation,
         datasets as datasets,
         decision_cells as decision_cells,
@@ -33,9 +34,12 @@ if TYPE_CHECKING:
         models as models,
         penalties as penalties,
         pooled_convolution as pooled_convolution,
+        precision as precision,
         relatives as relatives,
+        reporting as reporting,
         schedules as schedules,
         sharding as sharding,
+        shares as shares,
         supervised as supervised,
         training as training,
     )
@@ -44,10 +48,11 @@ __version__ = "0.2.0.dev0"
 
 # fmt: off
 _SUBMODULES = (
-    "accumulation", "adversarial_training", "attacks", "certify", "checks", "convolution", "cyclopropagation",
-    "datasets", "decision_cells", "evaluation", "host_memory", "interop", "jacobian", "keys", "masking", "mean_norm",
-    "metrics", "models", "penalties", "penalty", "pooled_convolution", "probes", "relatives", "rows", "schedules",
-    "sharding", "supervised", "training", "types",
+    "accumulation", "adversarial_training", "attacks", "certify", "checks", "convolution", "corruptions",
+    "cyclopropagation", "datasets", "decision_cells", "evaluation", "host_memory", "interop", "jacobian", "keys",
+    "masking", "mean_norm", "metrics", "models", "penalties", "penalty", "pooled_convolution", "precision",
+    "probes", "relatives", "reporting", "rows", "schedules", "sharding", "shares", "supervised", "training",
+    "types",
 )
 # fmt: on
 _OLD_NAMES = ("value_and_frobenius_sq", "value_and_exact_frobenius_sq", "value_and_mean_frobenius_sq")

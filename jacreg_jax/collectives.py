@@ -117,7 +117,7 @@ def _sum_of_vectors(tree: PyTree, axis_name: str) -> PyTree:
         for i in places:
             part, vector = jnp.split(vector, [leaves[i].size])
             summed[i] = part.reshape(leaves[i].shape)
-    return structure.unflatten(summed)
+    return jax.tree.unflatten(structure, summed)
 
 
 def mean_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:

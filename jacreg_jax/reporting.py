@@ -6,86 +6,22 @@ found.figure().savefig("report.png")
 found.to_json("report.json")
 """
 
+import contextlib
 import dataclasses
-import json
-import os
 import time
 import warnings
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jacreg_jax import attacks, certify, checks, corruptions, evaluation, masking
+from jacreg_jax import attacks, certify, checks, corruptions, evaluation, masking, reporting_sections as parts
 from jacreg_jax.attacks.criteria import Criterion, misclassified
-from jacreg_jax.reporting_sections import MEANINGS, clean_outcome, misuse, nearest, noise
+from jacreg_jax.reporting_result import Budget as Budget, Report as Report, quick as quick, standard as standard
 from jacreg_jax.types import Array, Function
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """How much is tried; more finds more. `quick` is for a first look, `standard` for a claim.
-
-    Attributes:
-        gradient_steps: of the attacks that seek the nearest fooling sample.
-        searches: of Carlini and Wagner's constant.
-        queries: of Square.
-        draws: of randomized smoothing, a sample.
-        norms: samples whose exact ||J||_F is measured.
-        certified: samples that smoothing and interval arithmetic look at.
-    """
-
-    gradient_steps: int = 300
-    searches: int = 9
-    queries: int = 5000
-    draws: int = 10_000
-    norms: int = 1000
-    certified: int = 200
-
-
-quick = Budget(gradient_steps=50, searches=3, queries=200, draws=1000, norms=100, certified=20)
-standard = Budget()
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What `report` found: numbers by section and name, and what they mean.
-
-    Attributes:
-        sections: {section: {name: number, word, or list}}.
-        notes: what was left out, and why; warnings of the checks.
-    """
-
-    sections: dict[str, dict[str, Any]]
-    notes: list[str]
-
-    def __repr__(self) -> str:
-        lines = [f"{'':2}{name:38}{_shown(value)}" for _, name, value in self.rows()]
-        heads = iter(lines)
-        text = [line for section, rows in self.sections.items() for line in (section, *(next(heads) for _ in rows))]
-        return "\n".join([*text, *(f"! {note}" for note in self.notes)])
-
-    def rows(self) -> list[tuple[str, str, Any]]:
-        """(section, name, value) of every finding: pandas.DataFrame(report.rows())."""
-        return [(section, name, value) for section, found in self.sections.items() for name, value in found.items()]
-
-    def to_json(self, path: str | os.PathLike[str]) -> None:
-        """Write all to a file, whole or not at all; what is infinite is written as null."""
-        file = Path(path)
-        partial_file = file.with_name(f".{file.name}.{os.getpid()}.partial")
-        content = {"sections": _plain(self.sections), "notes": self.notes}
-        partial_file.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
-        partial_file.replace(file)
-
-    def figure(self) -> Any:
-        """A matplotlib figure: accuracy under noise and corruptions, and the curve of fooling distances."""
-        from jacreg_jax.reporting_figure import draw
-
-        return draw(self.sections)
 
 
 def report(
@@ -136,18 +72,18 @@ def report(
     """
     _check(f, epsilon, budget)
     run = _Run(f, x, y, key, dict(epsilon), {"criterion": criterion, "bounds": bounds}, budget, batch_size)
-    parts: dict[str, Any] = {"clean": run.clean, "||J||_F": run.jacobian, "noise": partial(run.noise, sigmas)}
-    parts |= {"corruptions": run.corruptions, "fooling distance": run.distances, "worst case": run.robust}
-    parts |= {"masking": run.masking, "certificates": run.certificates}
+    steps: dict[str, Any] = {"clean": run.clean, "||J||_F": run.jacobian, "noise": partial(run.noise, sigmas)}
+    steps |= {"corruptions": run.corruptions, "fooling distance": run.distances, "worst case": run.robust}
+    steps |= {"masking": run.masking, "certificates": run.certificates}
     if not has_gradient:
-        parts = {name: part for name, part in parts.items() if name not in ("||J||_F", "fooling distance", "masking")}
+        steps = {name: step for name, step in steps.items() if name not in ("||J||_F", "fooling distance", "masking")}
         run.attacks = ("square",)
     sections: dict[str, dict[str, Any]] = {}
-    with _bar(parts, progress) as bar:
-        for name, part in parts.items():
+    with _bar(steps, progress) as bar:
+        for name, step in steps.items():
             bar.set_description(name)
             start = time.perf_counter()
-            if found := part():
+            if found := step():
                 sections[name] = found
                 run.seconds[name] = time.perf_counter() - start
             bar.update()
@@ -176,8 +112,8 @@ class _Run:
 
     def clean(self) -> dict[str, Any]:
         """Accuracy, and the ways in which the model is used that make attacks fail."""
-        found = self.attack(clean_outcome(**self.options))
-        self.notes += misuse(self.f, self.x[: self.size], self.is_classes)
+        found = self.attack(parts.clean_outcome(**self.options))
+        self.notes += parts.misuse(self.f, self.x[: self.size], self.is_classes)
         name = "accuracy" if self.is_classes else "share within the criterion"
         return {name: float(np.mean(found.right)), "not finite": float(np.mean(~found.finite))}
 
@@ -189,7 +125,7 @@ class _Run:
 
     def noise(self, sigmas: tuple[float, ...]) -> dict[str, Any]:
         """Accuracy under one draw for each deviation."""
-        attack, key = noise(**self.options), next(self.keys)
+        attack, key = parts.noise(**self.options), next(self.keys)
         return {f"sigma = {s:g}": 1 - float(self.attack(attack, key=key, sigma=s).success.mean()) for s in sigmas}
 
     def corruptions(self) -> dict[str, Any]:
@@ -210,7 +146,7 @@ class _Run:
         effort = self.budget.gradient_steps, self.budget.searches
         for norm in self.epsilon:
             results = {}
-            for name, attack in nearest(norm, *effort, **self.options).items():
+            for name, attack in parts.nearest(norm, *effort, **self.options).items():
                 results[name] = self.attack(attack).distance
             self.nearest[norm] = np.min(list(results.values()), axis=0)
             for name, values in {**results, "nearest of all": self.nearest[norm]}.items():
@@ -247,7 +183,7 @@ class _Run:
                     "passed" if check.passed else f"FAILED: {check.value:.4g} above {check.limit:g}"
                 )
                 if not check.passed:
-                    self.notes.append(f"{norm}, {name}: {MEANINGS[name]}")
+                    self.notes.append(f"{norm}, {name}: {parts.MEANINGS[name]}")
         return found
 
     def certificates(self) -> dict[str, Any]:
@@ -283,7 +219,6 @@ def _check(f: Any, epsilon: Any, budget: Any) -> None:
 
 def _bar(parts: Any, wanted: bool) -> Any:
     """A tqdm bar where there is tqdm and a terminal."""
-    import contextlib
 
     class Silent(contextlib.nullcontext[Any]):
         def __enter__(self) -> "Silent":
@@ -299,17 +234,3 @@ def _bar(parts: Any, wanted: bool) -> Any:
 
             return tqdm(total=len(parts), disable=None, leave=False)
     return Silent()
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, list):
-        return "  ".join(_shown(v) for v in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value

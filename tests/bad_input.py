@@ -21,6 +21,7 @@ from jacreg_jax import (
     attacks,
     certify,
     convolution,
+    corruptions,
     cyclopropagation,
     datasets,
     decision_cells,
@@ -35,6 +36,7 @@ from jacreg_jax import (
     precision,
     probes,
     relatives,
+    reporting,
     schedules,
     sharding,
     supervised,
@@ -126,6 +128,16 @@ KINDS |= {
         "-1": np.asarray([[0, -1]]),
         "N": np.asarray([[0, 5]]),
     },
+    "corrupted images": {
+        "None": None,
+        "no batch": IMAGES[0],
+        "integers": IMAGES.astype(int),
+        "a list": [],
+        "a number": 3,
+    },
+    "severity": {"0": 0, "6": 6, "1.5": 1.5, "None": None, "'1'": "1", "True": True, "two": np.array([1, 2])},
+    "radii": {"a number": 0.1, "none": {}, "of l3": {"l3": 0.1}, "0": {"l2": 0.0}, "NaN": {"l2": NAN}, "None": None},
+    "budget": {"None": None, "a word": "quick", "a number": 3, "a dict": {}, "its class": reporting.Budget},
     "float type": {"int32": jnp.int32, "bool": bool, "a word": "small", "a number": 3, "a list": [jnp.float32]},
     "optimizer": {"None": None, "a number": 0.1, "a word": "sgd", "its maker": optax.sgd, "a function": jnp.tanh},
     "state": {
@@ -311,6 +323,11 @@ def steps_of(data, indices, state=STATE):
     return steps("make_train_steps")(state, data, indices)
 
 
+def report_of(epsilon, budget):
+    """A report of a linear model."""
+    return evaluation.report(lambda x: x @ W, X, Y, KEY, epsilon=epsilon, budget=budget, progress=False)
+
+
 def divided(batch, backend="jit"):
     """A step over one device more than there are rows."""
     mesh = sharding.data_mesh(jax.devices()[: 2 if len(jax.devices()) > 1 else 1])
@@ -483,6 +500,18 @@ SPECS: dict[str, Spec] = {
     ),
     "precision.computed_in": spec(
         precision.computed_in, {"dtype": jnp.bfloat16, "apply": APPLY}, dtype="float type", apply="apply"
+    ),
+    "corruptions.corrupted": spec(
+        corruptions.corrupted,
+        {"name": "fog", "image": IMAGES, "key": KEY, "severity": 3},
+        name="choice",
+        image="corrupted images",
+        key="key",
+        severity="severity",
+    ),
+    "corruptions.corruption": spec(corruptions.corruption, {"name": "fog"}, name="choice"),
+    "evaluation.report": spec(
+        report_of, {"epsilon": {"linf": 0.1}, "budget": reporting.quick}, epsilon="radii", budget="budget"
     ),
     "keys.sample_keys": spec(keys.sample_keys, {"key": KEY, "batch": 5}, key="key", batch="count from 0"),
     "keys.normal_like": spec(keys.normal_like, {"key": KEY, "x": X}, key="key", x="entries"),

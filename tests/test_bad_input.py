@@ -6,6 +6,7 @@ import jax
 import jaxtyping
 import pytest
 
+from jacreg_jax import corruptions
 from tests import bad_input
 from tests.conftest import ROOT
 from tests.test_house import promised_functions
@@ -53,6 +54,7 @@ def test_the_page_is_of_these_calls():
 
 
 FEW = {
+    "corruptions.corruption": "one argument, a name",
     "max_pool": "as flax.linen.max_pool, in whose words it speaks",
     "training.make_train_step over devices": "the number of rows is all that can be wrong",
 }
@@ -81,6 +83,8 @@ WITHOUT = {
     "keys.perturbation_keys": "of keys that a step has made",
     "sharding.check_mesh": "a check itself",
     "collectives": "the inside of train steps",
+    "masking.hashable": "the inside of checks and reports",
+    **dict.fromkeys((f"corruptions.{name}" for name in corruptions.FAMILIES), "the inside of corrupted"),
     **dict.fromkeys(
         (
             "sharding.varying",
