@@ -127,7 +127,7 @@ def run(config: Config) -> list[dict]:
     how = Execution(config.part_size, mesh, config.backend, config.dtype)
     facts = {"recipe": recipe.config(), "seed": config.seed, "dtype": config.dtype, "part_size": config.part_size}
     folder = Path(config.folder or RUNS / "train" / f"{problem.name}-{record.digest(facts)}").absolute()
-    steps, optimizer = make_steps([recipe], how) if problem.resident else _streamed(config, recipe, how)
+    steps, optimizer, close = (*make_steps([recipe], how), None) if problem.resident else _streamed(config, recipe, how)
     state = initial_state(recipe, config.seed, optimizer)
     data, rows = None, lambda first, count: np.arange(first, first + count)
     if problem.resident:
@@ -136,6 +136,7 @@ def run(config: Config) -> list[dict]:
     with record.run_folder(folder, facts), contextlib.ExitStack() as hold:
         keep = Keeper(config, recipe, folder)
         hold.callback(keep.close)
+        hold.callback(close or (lambda: None))
         state, history = runner.train(
             steps,
             state if mesh is None else sharding.replicate(state, mesh),
@@ -180,7 +181,7 @@ def _streamed(config: Config, recipe: Recipe, how: Execution):
         metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
         return state, metrics | {"waiting": np.full(len(numbers), feed.rates()["waiting"])}
 
-    return steps, optimizer
+    return steps, optimizer, feed.close
 
 
 class Keeper:

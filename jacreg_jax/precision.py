@@ -40,8 +40,11 @@ def computed_in(dtype: Any, apply: Apply) -> Apply:
         is_same = str(jax.tree.structure(new)) == str(jax.tree.structure(model_state))
         return _cast(output, jnp.float32), jax.tree.map(back, new, model_state) if is_same else new
 
-    if getattr(apply, "reads_running_statistics", False):
-        computed.reads_running_statistics = True  # type: ignore[attr-defined]
+    for mark in ("reads_running_statistics", "is_train_mode"):
+        if hasattr(apply, mark):
+            setattr(computed, mark, getattr(apply, mark))
+    if hasattr(apply, "inside"):  # what a penalty differentiates, see `models.held_statistics_mode`
+        computed.inside = computed_in(dtype, apply.inside)  # type: ignore[attr-defined]
     return computed
 
 

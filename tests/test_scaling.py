@@ -9,7 +9,8 @@ from flax import linen as nn, nnx
 
 from experiments.benchmarks import sharded
 from jacreg_jax import adversarial_training, interop, penalties, sharding, training
-from jacreg_jax.models import batch_statistics_mode, initialize, train_mode
+from jacreg_jax.models import batch_statistics_mode, held_statistics_mode, initialize, train_mode
+from jacreg_jax.precision import computed_in
 
 BACKENDS = ("jit", "shard_map", "pmap")
 
@@ -25,7 +26,16 @@ class Net(nn.Module):
         return nn.Dense(4)(x)
 
 
-MODULE = Net()
+class Plain(nn.Module):
+    """BatchNorm alone."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(nn.Dense(12)(x))
+        return nn.Dense(4)(jnp.tanh(x))
+
+
+MODULE, PLAIN = Net(), Plain()
 NORM = penalties.of_model(batch_statistics_mode(MODULE))
 LOSSES = {
     "n = 1": lambda: training.classification_loss(train_mode(MODULE), penalty=NORM, lambda_jr=0.1),
@@ -172,3 +182,17 @@ def test_part_is_drawn_from_every_group():
     assert (np.sort(np.asarray(part) // 3, axis=1) == np.repeat(np.arange(4), 2)).all()
     share = np.bincount(np.asarray(part).ravel(), minlength=12) / 300
     np.testing.assert_allclose(share, 2 / 3, atol=4 * np.sqrt(2 / 9 / 300))
+
+
+@pytest.mark.parametrize("mode", [batch_statistics_mode, held_statistics_mode])
+def test_mixed_precision_keeps_what_a_mode_is(batch, mode):
+    """In float32 "cast" changes nothing: the penalty is of the form that the mode asks for; in bfloat16 it is near."""
+    start = initialize(PLAIN, jax.random.key(1), batch["image"])
+    losses = {}
+    for dtype in (None, jnp.float32, jnp.bfloat16):
+        cast = (lambda apply: apply) if dtype is None else lambda apply, dtype=dtype: computed_in(dtype, apply)
+        penalty = penalties.of_model(cast(mode(PLAIN)))
+        loss = training.classification_loss(cast(train_mode(PLAIN)), penalty=penalty, lambda_jr=0.1)
+        losses[dtype] = trained(loss, start, batch, None, "jit", steps=1)[2]["penalty"]
+    np.testing.assert_allclose(losses[jnp.float32], losses[None], rtol=1e-6)
+    np.testing.assert_allclose(losses[jnp.bfloat16], losses[None], rtol=0.05)

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from experiments.lab import world
 from experiments.lab.recipes import Recipe
 from jacreg_jax import adversarial_training, penalties, sharding, training
-from jacreg_jax.models import batch_statistics_mode, eval_mode, initialize, train_mode
+from jacreg_jax.models import batch_statistics_mode, eval_mode, held_statistics_mode, initialize, train_mode
 from jacreg_jax.precision import computed_in
 
 
@@ -58,7 +58,9 @@ def penalty_of(recipe: Recipe, computed: Callable = lambda apply: apply) -> Call
     penalty = penalties.exact() if exact else penalties.projected(recipe.num_projections, recipe.probe)
     if recipe.sample_fraction < 1:
         penalty = penalties.on_part(recipe.sample_fraction, penalty)
-    other = {"eval mode": eval_mode, "batch statistics": batch_statistics_mode}.get(recipe.penalised)
+    # without dropout the same numbers, for a forward pass less
+    at_batch = batch_statistics_mode if recipe.dropout_rate else held_statistics_mode
+    other = {"eval mode": eval_mode, "batch statistics": at_batch}.get(recipe.penalised)
     return penalty if other is None else penalties.of_model(computed(other(module_of(recipe))), penalty)
 
 
