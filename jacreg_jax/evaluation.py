@@ -116,13 +116,13 @@ def run_attack(
             `attacks`, or a `functools.partial` of one with its fixed options. Define it once: another function object
             is another compilation.
         f: function under attack, raw pixels -> logits.
-        x: raw pixels [N, ...].
-        y: integer labels [N].
+        x: raw pixels [N, ...], or a pytree.
+        y: integer labels [N], or what the criterion of the attack looks at; None where it looks at none.
         key: typed key; sample i gets fold_in(key, i).
         *extra: deprecated; the same as swept, by position.
         batch_size: B.
         progress: wraps the batches, such as `tqdm.tqdm`.
-        **swept: options of the attack that change from call to call, such as epsilon=0.1: numbers or arrays [N, ...].
+        **swept: options of the attack that change from call to call: numbers or arrays [N, ...] or [1, ...], target=3.
 
     Returns:
         What the attack returns, with numpy leaves [N, ...].

@@ -189,7 +189,7 @@ def checks(
     strong = survivors("apgd", epsilon) & by_steps[-1]
     searched, noise = survivors("square", epsilon), survivors("noise", epsilon)
     shares = [float(s.mean()) for s in by_steps]
-    clean = evaluation.run_attack(_attack("clean", 1, *options), f, x, y, key, batch_size=batch_size, **aim)
+    clean = evaluation.run_attack(_looked_at(*options[2:]), f, x, y, key, batch_size=batch_size, **aim)
     findings = {
         "not finite": (float(1 - clean.finite.mean()), 0.0),
         "zero gradient": (float(clean.zero.mean()), 0.0),
@@ -216,7 +216,13 @@ def _attack(kind: str, count: int, norm: Norm, num_queries: int, criterion: Any,
         return partial(attacks.apgd, **options)
     if kind == "square":
         return partial(attacks.square, num_queries=num_queries, **options)
-    return partial(_noise if kind == "noise" else _clean, options)
+    return partial(_noise, options)
+
+
+@lru_cache(maxsize=256)
+def _looked_at(criterion: Any, bounds: Any) -> Function:
+    """(f, x, y, key, *, target) -> what the clean samples are like."""
+    return partial(_clean, {"criterion": criterion, "bounds": bounds})
 
 
 def _pgd(
@@ -268,7 +274,25 @@ def _whole(image: Array, bounds: values.Bounds, norm: Norm) -> float:
 
 
 def hashable(value: Any) -> Any:
-    """Numbers and arrays as nested tuples of numbers, None as it is."""
+    """Numbers and arrays as nested tuples of numbers, None as it is: bounds as a name of a compiled program.
+
+    Args:
+        value: a number, an array, None, or lists and tuples of them.
+
+    Returns:
+        The same as tuples.
+
+    Raises:
+        TypeError: it holds something else, such as a dict.
+
+    Example:
+        >>> hashable([np.zeros(2), None])
+        ((0.0, 0.0), None)
+    """
     if isinstance(value, list | tuple):
         return tuple(map(hashable, value))
-    return value if value is None or isinstance(value, int | float) else hashable(np.asarray(value).tolist())
+    if value is None or isinstance(value, int | float):
+        return value
+    if not hasattr(value, "shape"):
+        raise TypeError(f"bounds must be numbers, arrays or None here, got {type(value).__name__}")
+    return hashable(np.asarray(value).tolist())

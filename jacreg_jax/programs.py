@@ -6,6 +6,7 @@ become arguments; only where the program differs is anything compiled.
 """
 
 import functools
+import itertools
 import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -223,7 +224,7 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **options: P.kwargs) -> R:
         named = dict(options)
         f, *rows = cast(Any, args or (None,))
-        rows += [named.pop(name) for name in ROWS[len(rows) :] if name in named]
+        rows += [named.pop(name) for name in _given_next(ROWS[len(rows) :], named)]
         named |= {name: _hashable(named[name]) for name in ("bounds",) if name in named}
         swept = {name: named.pop(name) for name in (SWEPT | CLASSES) & named.keys() if _is_number(named[name])}
         try:
@@ -243,6 +244,11 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
         return result
 
     return call
+
+
+def _given_next(names: Sequence[str], named: Mapping[str, Any]) -> list[str]:
+    """Those names, up to the first that is not there."""
+    return list(itertools.takewhile(named.__contains__, names))
 
 
 def _is_concrete(*trees: Any) -> bool:

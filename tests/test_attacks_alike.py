@@ -13,8 +13,6 @@ from tests.test_attacks_transformations import ATTACKS, over_a_mesh
 N = 64
 MORE = {
     "pgd_l1": partial(attacks.pgd, epsilon=1.0, step_size=0.3, num_steps=4, norm="l1"),
-    "apgd_l1": partial(attacks.apgd, epsilon=1.0, num_steps=10, norm="l1"),
-    "fab_l1": partial(attacks.fab, num_steps=5, norm="l1"),
     "square_l1": partial(attacks.square, epsilon=4.0, num_queries=10, norm="l1"),
     "pgd_targeted": partial(attacks.pgd, epsilon=0.15, step_size=0.05, num_steps=4, target=2),
     "cw_unbounded": partial(ATTACKS["cw"], bounds=None),

@@ -27,6 +27,8 @@ ATTACKS = {
     "square": partial(attacks.square, epsilon=0.3, num_queries=10),
     "auto_attack": partial(attacks.auto_attack, epsilon=0.2, num_queries=4),
     "square_l2": partial(attacks.square, epsilon=1.3, num_queries=10, norm="l2"),
+    "apgd_l1": partial(attacks.apgd, epsilon=1.0, num_steps=10, norm="l1"),
+    "fab_l1": partial(attacks.fab, num_steps=5, norm="l1"),
     "fgsm_distance": partial(attacks.fgsm_distance, num_steps=20, step_size=0.05),
     "pgd_distance": partial(attacks.pgd_distance, num_steps=10, step_size=0.02),
     "white_noise_distance": partial(attacks.white_noise_distance, num_steps=10, step_size=0.1),

@@ -103,10 +103,11 @@ def test_steps_of_the_checks(key):
     f = lambda x: x @ jnp.array([[3.0, -1.0], [-2.0, 0.5]])
     x, y = jnp.full((4, 2), 0.5), jnp.array([0, 1, 0, 1])
     for count, step_size in ((1, 0.1), (4, 0.0625)):
-        found = masking._attack("pgd", count, "linf", 10, (0.0, 1.0))(f, x, y, key, epsilon=jnp.asarray(0.1))
+        pgd = masking._attack("pgd", count, "linf", 10, attacks.criteria.misclassified, (0.0, 1.0))
+        found = pgd(f, x, y, key, epsilon=jnp.asarray(0.1))
         alike = attacks.pgd(f, x, y, key, epsilon=0.1, step_size=step_size, num_steps=count)
         np.testing.assert_array_equal(found.x_adv, alike.x_adv)
-    l2 = masking._attack("noise", 1, "l2", 10, (0.0, 1.0))
+    l2 = masking._attack("noise", 1, "l2", 10, attacks.criteria.misclassified, (0.0, 1.0))
     just = lambda size: lambda x: jnp.stack([x[:, 0] * 0, jnp.linalg.norm(x - 0.5, axis=1) - size], axis=1)
     assert l2(just(0.0999), x, jnp.zeros(4, int), key, epsilon=jnp.asarray(0.1)).success.all()
     assert not l2(just(0.1001), x, jnp.zeros(4, int), key, epsilon=jnp.asarray(0.1)).success.any()
