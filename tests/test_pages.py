@@ -73,7 +73,7 @@ def test_a_printed_command_reproduces_its_files(command):
     committed = {name: json.loads(path.read_text()) for name in written if (path := RESULTS / f"{name}.json").exists()}
     for name, result in committed.items():
         assert result["config"] == written[name][0], f"{name}: {command}"
-    if not committed:
+    if not committed and shlex.split(command)[3] not in ("train", "sweep"):  # a reader's own runs: they must parse
         page = commands()[command].read_text()
         assert re.search(r"not run", page[page.index(shlex.split(command)[3]) :]), (
             f"{command} made nothing that is shown"
