@@ -400,6 +400,7 @@ PLAIN = {
     "objectives": "the inside of the losses",
     "cyclopropagation.activation_from": "a function of functions; test_cyclopropagation.py",
     "cyclopropagation.penalty_and_gradient": "an old name",
+    "adversarial_training.trades": "its inner maximum is held and has no derivative; test_attacks_reach.py",
     "attacks.standard_ensemble": "a dict of attacks",
     "attacks.carlini_wagner_converged": "carlini_wagner",
     "masking.linearised_margin": "in the table",
