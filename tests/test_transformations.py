@@ -19,6 +19,7 @@ from jacreg_jax import (
     attacks,
     certify,
     convolution,
+    corruptions,
     cyclopropagation,
     decision_cells,
     masking,
@@ -164,6 +165,9 @@ VALUES = {
         f, plane_at(x), extent=4.0, num_rays=3, num_radii=3
     ),
     "best_of": lambda x, y, keys: attacks.best_of(*(attacks.fgsm(f, x, y, epsilon=e) for e in (0.2, 0.1))).distance,
+    "corrupted": lambda x, y, keys: wide(
+        corruptions.corrupted("fog", jnp.clip(x, 0, 1).reshape(-1, 6, 2, 1), keys, severity=3).reshape(-1, 12)
+    ),
     "every": loss_of(supervised.classification_loss, lambda loss: accumulation.every(2, loss, loss)),
     "cyclopropagated_penalty": lambda x, y, keys: cyclopropagation.cyclopropagated_penalty(
         [(x, jnp.zeros(len(x), x.dtype))], X[:2].astype(x.dtype)
@@ -188,7 +192,7 @@ SLOW = {
 }
 SLOW |= {"perceptron", "penalty_and_grad", "conv_general_dilated", "max_pool", "conv_max_pool", "at_temperature"}
 SLOW |= {"soft_labels", "noisy_counts", "random_fgsm", "random_plane", "adversarial_plane", "decision_cells"}
-SLOW |= {"boundary_distance", "best_of", "every", "cyclopropagated_penalty"}
+SLOW |= {"corrupted", "boundary_distance", "best_of", "every", "cyclopropagated_penalty"}
 
 
 def each(names):
@@ -394,6 +398,13 @@ PLAIN = {
     "probes": "the inside of the estimates",
     "keys": "the inside of all that draws",
     "sharding": "the inside of train steps; test_sharding.py",
+    "collectives": "the inside of train steps; test_sharding.py and test_scaling.py",
+    "corruptions": "within corrupted; test_corruptions.py",
+    "shares": "the inside of train steps; test_scaling.py",
+    "precision": "a wrapper of models; test_scaling.py",
+    "reporting": "calls of the host, of what is in the table; test_reporting.py",
+    "evaluation.report": "reporting.report",
+    "masking.hashable": "a name of a compiled program",
     "models": "modules of flax; test_models.py and test_training.py",
     "interop": "models of other libraries; test_interop.py",
     "training": "train steps, above",
