@@ -133,7 +133,7 @@ def test_the_environment_names_the_folder(tfds_dir, monkeypatch):
 def test_unknown_names_and_splits():
     with pytest.raises(ValueError, match=r"name must be one of digits, mnist, usps, cifar10, got 'svhn'"):
         load("svhn", "train")
-    with pytest.raises(ValueError, match=r"name must be one of mnist, usps, cifar10, got 'digits'"):
+    with pytest.raises(ValueError, match=r"name must be one of mnist, usps, cifar10, imagenet2012, got 'digits'"):
         prepare("digits")
     for split in ("validation", "train[", "train[1:2:3]", "train+test", "train[a:]", ""):
         with pytest.raises(ValueError, match="split must be 'train' or 'test'"):
