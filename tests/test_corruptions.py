@@ -66,7 +66,9 @@ def test_jpeg_rounds_as_pillow(image):
             ours = 255 * np.asarray(
                 jpeg(jnp.asarray(picture[..., None] / 255, jnp.float32), jnp.asarray(quantization(quality)))
             )
-            off = np.abs(np.round(np.clip(ours[..., 0], 0, 255)) - theirs)  # one rounds up where the other rounds down, seldom
+            off = np.abs(
+                np.round(np.clip(ours[..., 0], 0, 255)) - theirs
+            )  # one rounds up where the other rounds down, seldom
             assert off.mean() < 0.5
             assert np.mean(off > 2) < 0.1
 

@@ -28,8 +28,8 @@ def test_python_of_a_page(page, tmp_path, monkeypatch):
         exec(compile(block, str(page), "exec"), namespace)
 
 
-# others of the fast suite take the same paths: table1 and demo train, worst_case attacks, figure3 draws
-SLOW = ("beyond_attacks", "figure1", "figure2", "figure_s3")
+# others of the fast suite take the same paths: table1 and demo train, demo attacks, figure3 draws
+SLOW = ("beyond_attacks", "figure1", "figure2", "figure_s3", "table3", "worst_case")
 EXPERIMENTS = [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in command_line.names()]
 
 
