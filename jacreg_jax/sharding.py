@@ -72,6 +72,23 @@ def check_mesh(mesh: Any) -> None:
         raise ValueError(f"mesh must have an axis {AXIS!r}, as that of data_mesh() has, got axes {mesh.axis_names}")
 
 
+def num_shares(mesh: Mesh | None, backend: Backend) -> int:
+    """In how many parts a batch is split: over the axis "data", by pmap over all devices.
+
+    Args:
+        mesh: from `data_mesh`; None: one device.
+        backend: "jit", "shard_map" or "pmap".
+
+    Returns:
+        A count.
+
+    Example:
+        >>> num_shares(None, "jit")
+        1
+    """
+    return 1 if mesh is None else mesh.size if backend == "pmap" else mesh.shape[AXIS]
+
+
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     """The tree on every device of the mesh.
 

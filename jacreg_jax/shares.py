@@ -96,22 +96,24 @@ def whole_batch_key(first_key: Array, derive: Callable[[Array], Array]) -> Array
         return derive(first_key)
     key = derive(share.first_key)
     first = jax.lax.axis_index(share.axis_name) * share.rows
-    spec = _rows_of_whole(jax.random.key_impl(key), share.rows, share.rows * jax.lax.axis_size(share.axis_name))
+    is_counting = bool(jax.config.jax_threefry_partitionable)  # type: ignore[attr-defined]
+    whole = share.rows * jax.lax.axis_size(share.axis_name)
+    spec = _rows_of_whole(jax.random.key_impl(key), share.rows, whole, is_counting)
     data = jnp.concatenate([varying(jax.random.key_data(key), first), first.astype(jnp.uint32)[None]])
     return jax.random.wrap_key_data(data, impl=spec)
 
 
 @functools.lru_cache
-def _rows_of_whole(inner: Any, rows: int, whole: int) -> Any:
+def _rows_of_whole(inner: Any, rows: int, whole: int, is_counting: bool) -> Any:
     """Keys of another implementation with one word more, the first of `rows` rows of a batch of `whole`.
 
     What is drawn in the shape [rows, ...], and what is split into as many keys, is these rows of the draw [whole, ...].
     Any other shape is drawn as ever, the same on all devices. A key that was split off for one row holds row 0: its
-    draws are its own.
+    draws are its own. is_counting: threefry's bits are functions of their place, JAX's default.
     """
     words = jax.random.key_data(jax.random.key(0, impl=inner)).shape[0]
     unwrap = lambda data: jax.random.wrap_key_data(data[:words], impl=inner)
-    is_counting = str(inner) == "threefry2x32" and bool(jax.config.values["jax_threefry_partitionable"])
+    is_counting = is_counting and str(inner) == "threefry2x32"
 
     def random_bits(data: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
         if not shape or shape[0] != rows:

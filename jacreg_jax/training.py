@@ -124,7 +124,7 @@ def make_train_step(
     tests: list[Deferred] = []
     body = partial(_update, loss, optimizer, tests)
     compiled = sharding.map_over_devices(body, mesh, backend, donate=donate)
-    devices = 1 if mesh is None else mesh.shape[sharding.AXIS]
+    devices = sharding.num_shares(mesh, backend)
 
     def data_of(state: TrainState, batch: PyTree) -> PyTree:
         check_batch(batch, shares=devices)
@@ -196,7 +196,7 @@ def make_train_steps(
         mapped: Any = sharding.map_over_devices(steps, mesh, backend, donate=donate, batch_specs=specs)
         compiled = lambda state, data, indices: mapped(state, (data, indices))
         compiled.lower = lambda state, data, indices: mapped.lower(state, (data, indices))
-    devices = 1 if mesh is None else mesh.shape[sharding.AXIS]
+    devices = sharding.num_shares(mesh, backend)
 
     def data_of(state: TrainState, data: PyTree, indices: Any) -> PyTree:
         check_is_state(state)

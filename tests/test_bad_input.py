@@ -92,6 +92,7 @@ WITHOUT = {
             "sharding.sum_over_devices",
             "sharding.stacked_over_devices",
             "sharding.share_of_mean",
+            "sharding.num_shares",
         ),
         "the inside of train steps",
     ),

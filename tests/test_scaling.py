@@ -83,6 +83,16 @@ def test_numbers_of_one_device(batch, name):
         chex.assert_trees_all_close(found, alone, rtol=2e-5, atol=2e-6)
 
 
+def test_masks_of_threefry_that_does_not_count(batch):
+    """Without jax_threefry_partitionable too, and after steps that had it."""
+    start = initialize(MODULE, jax.random.key(1), batch["image"])
+    loss = training.classification_loss(train_mode(MODULE))
+    trained(loss, start, batch, 4, "jit")
+    with jax.threefry_partitionable(False):
+        alone, four = (trained(loss, start, batch, devices, "jit") for devices in (None, 4))
+    chex.assert_trees_all_close(four, alone, rtol=2e-5, atol=2e-6)
+
+
 @pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
 def test_masks_of_other_generators(batch, impl):
     start = initialize(MODULE, jax.random.key(1), batch["image"])

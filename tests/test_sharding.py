@@ -97,3 +97,41 @@ def test_uneven_batch():
     mesh = sharding.data_mesh(jax.devices()[:4])
     with pytest.raises(ValueError, match="batch must split evenly over 4 devices, got 6 rows"):
         sharding.shard_batch({"image": np.zeros((6, 2))}, mesh)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_steps_on_a_mesh(problem, backend):
+    """The data on every device, each batch spread: the numbers of one device."""
+    params, batch = problem
+    optimizer = training.sgd(0.1)
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1)
+    indices = np.random.default_rng(0).integers(16, size=(3, 8))
+    found = []
+    for options in ({}, {"mesh": sharding.data_mesh(jax.devices()[:4]), "backend": backend}):
+        steps = training.make_train_steps(loss, optimizer, **options)
+        state = training.init_state(params, optimizer, jax.random.key(7))
+        if options:
+            state = sharding.replicate(state, options["mesh"])
+        found.append(jax.device_get(steps(state, jax.tree.map(jnp.asarray, batch), indices)))
+    chex.assert_trees_all_close(found[1][0].params, found[0][0].params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-6)
+
+
+def test_models_spread_over_a_mesh(problem):
+    """Four models on two devices, each as on one."""
+    params, batch = problem
+    optimizer = training.sgd(0.1)
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1)
+    indices = np.random.default_rng(0).integers(16, size=(4, 3, 8))
+    states = [training.init_state(params, optimizer, jax.random.key(seed)) for seed in range(4)]
+    found = []
+    for mesh in (None, sharding.data_mesh(jax.devices()[:2])):
+        steps = training.make_train_steps(loss, optimizer, mesh=mesh, together=True)
+        stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+        found.append(jax.device_get(steps(stacked, jax.tree.map(jnp.asarray, batch), indices)[0].params))
+    chex.assert_trees_all_close(found[1], found[0], rtol=1e-6, atol=1e-7)
+
+
+def test_pmap_splits_over_every_device_of_a_mesh():
+    axes = jax.sharding.Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("data", "model"))
+    assert [sharding.num_shares(axes, backend) for backend in BACKENDS] == [2, 2, 4]

@@ -80,6 +80,7 @@ def evaluation(
 
 def accuracy(f: Callable, feed: streams.Feed) -> float:
     """Share of the images of a pass that f, raw pixels -> logits, gets right; of all hosts. Closes the feed."""
+    f = f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)  # new parameters do not compile anew
     right = total = 0.0
     with feed:
         for batch in feed:
@@ -89,7 +90,7 @@ def accuracy(f: Callable, feed: streams.Feed) -> float:
     return right / total
 
 
-@partial(jax.jit, static_argnums=0)
+@jax.jit
 def _counts(f, batch):
     right = predicted_class(f(batch["image"])) == batch["label"]
     return jnp.sum(batch["weight"] * right), jnp.sum(batch["weight"])
