@@ -175,9 +175,9 @@ class _Run:
         """The checks that a claim should pass."""
         found: dict[str, Any] = {}
         for norm, epsilon in self.epsilon.items():
-            steps = (10, 40) if self.budget == quick else (10, 40, 100)
-            options = {"num_steps": steps, "num_queries": self.budget.queries, "batch_size": self.size} | self.options
-            results = masking.checks(self.f, self.x, self.y, next(self.keys), epsilon=epsilon, norm=norm, **options)
+            effort = {"num_steps": self.budget.pgd_steps, "num_queries": self.budget.queries}
+            options = effort | self.options | {"epsilon": epsilon, "norm": norm, "batch_size": self.size}
+            results = masking.checks(self.f, self.x, self.y, next(self.keys), **options)
             for name, check in results.items():
                 found[f"{norm}, {name}"] = (
                     "passed" if check.passed else f"FAILED: {check.value:.4g} above {check.limit:g}"

@@ -28,8 +28,9 @@ def _noise(axis: Any, sections: dict[str, dict[str, Any]]) -> None:
 
 def _corruptions(axis: Any, sections: dict[str, dict[str, Any]]) -> None:
     found = {name: v for name, v in sections["corruptions"].items() if isinstance(v, list)}
-    for name, values in found.items():
-        axis.plot(range(1, 6), 100 * np.asarray(values), marker=".", label=name.replace("_", " "))
+    for i, (name, values) in enumerate(found.items()):
+        look = {"color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}  # ten colours, twelve families
+        axis.plot(range(1, 6), 100 * np.asarray(values), marker=".", label=name.replace("_", " "), **look)
     axis.set(xlabel="severity", ylabel="accuracy, %", ylim=(0, 103), title="corruptions", xticks=range(1, 6))
     axis.legend(fontsize=7, ncols=2)
 

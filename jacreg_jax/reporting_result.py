@@ -16,6 +16,7 @@ class Budget:
     Attributes:
         gradient_steps: of the attacks that seek the nearest fooling sample.
         searches: of Carlini and Wagner's constant.
+        pgd_steps: of the checks of masking, rising.
         queries: of Square.
         draws: of randomized smoothing, a sample.
         norms: samples whose exact ||J||_F is measured.
@@ -24,13 +25,14 @@ class Budget:
 
     gradient_steps: int = 300
     searches: int = 9
+    pgd_steps: tuple[int, ...] = (10, 40, 100)
     queries: int = 5000
     draws: int = 10_000
     norms: int = 1000
     certified: int = 200
 
 
-quick = Budget(gradient_steps=50, searches=3, queries=200, draws=1000, norms=100, certified=20)
+quick = Budget(gradient_steps=50, searches=3, pgd_steps=(10, 40), queries=200, draws=1000, norms=100, certified=20)
 standard = Budget()
 
 
@@ -47,9 +49,9 @@ class Report:
     notes: list[str]
 
     def __repr__(self) -> str:
-        lines = [f"{'':2}{name:38}{_shown(value)}" for _, name, value in self.rows()]
-        heads = iter(lines)
-        text = [line for section, rows in self.sections.items() for line in (section, *(next(heads) for _ in rows))]
+        width, text = max((len(name) for _, name, _ in self.rows()), default=0) + 2, []
+        for section, found in self.sections.items():
+            text += [section, *(f"  {name:{width}}{_shown(value)}" for name, value in found.items())]
         return "\n".join([*text, *(f"! {note}" for note in self.notes)])
 
     def rows(self) -> list[tuple[str, str, Any]]:
