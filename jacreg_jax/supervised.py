@@ -24,6 +24,7 @@ from jacreg_jax.objectives import (
 )
 from jacreg_jax.penalties import APPLY_ARGUMENTS, APPLY_HINT, BoundModel, Penalty, checked, projected
 from jacreg_jax.penalty import joint_loss, standard_error
+from jacreg_jax.schedules import TargetNorm
 from jacreg_jax.types import Apply, Array, PyTree
 
 
@@ -53,6 +54,9 @@ class JointLoss:
         metrics = {name: jnp.mean(value) for name, value in values.items()} | _statistics(penalty, norms)
         supervised = jnp.mean(losses * _weight(batch, losses) if "weight" in batch else losses)
         coefficient = self.lambda_jr(state.step) if callable(self.lambda_jr) else self.lambda_jr
+        if isinstance(coefficient, TargetNorm):
+            coefficient = coefficient.lambda_jr(state).astype(metrics["penalty"].dtype)
+            metrics |= {"lambda_jr": coefficient} | self._held_out(model, batch, keys, metrics["penalty"])
         value = joint_loss(supervised, self.penalty_times * penalty, lambda_jr=coefficient)
         return value, (model_state, metrics)
 
@@ -85,6 +89,16 @@ class JointLoss:
         nan = jnp.full_like(jnp.max(jax.tree.leaves(z)[0]), jnp.nan, dtype=norms.dtype)  # varying as z in shard_map
         return z, model_state, 0.0, jnp.broadcast_to(nan, norms.shape)
 
+    def _held_out(self, model: BoundModel, batch: Batch, keys: Array, penalty: Array) -> dict[str, Array]:
+        """The penalty of batch["held_out"], where it is there, for `TargetNorm`; NaN on the steps that leave it out."""
+        if "held_out" not in batch:
+            return {}
+        if not self.penalty_times:
+            return {"held_out_penalty": jnp.full_like(penalty, jnp.nan)}
+        fixed = dataclasses.replace(model, params=jax.lax.stop_gradient(model.params))
+        x, y = self.preprocess(batch["held_out"]), batch.get("held_out_label")
+        return {"held_out_penalty": self.penalty(fixed, x, y, keys)[1]}
+
 
 def supervised_loss(
     apply: Apply,
@@ -103,8 +117,8 @@ def supervised_loss(
             called once: supervised and penalty branch share the dropout mask.
         objective: (z, batch) -> (losses [B], metrics {name: [B]}).
         penalty: from `penalties`; None: `projected()`, the paper's.
-        lambda_jr: coefficient of at least 0, or a schedule of the step such as `schedules.lambda_ramp`; 0 leaves the
-            penalty out of the program.
+        lambda_jr: coefficient of at least 0, a schedule of the step such as `schedules.lambda_ramp`, or
+            `schedules.target_norm(...)`, which finds it; 0 leaves the penalty out of the program.
         preprocess: raw batch[input_name] -> the space of the network's input, where the Jacobian is taken.
         perturb: (f, image, label, keys) -> image in raw units, f: raw image -> z with the same parameters and dropout
             mask; adversarial training. No gradient flows through it.
@@ -135,7 +149,7 @@ def supervised_loss(
         checks.function("perturb", perturb, ("f", "image", "label", "keys"))
     if not isinstance(input_name, str):
         raise TypeError(f"input_name must be a string, got {type(input_name).__name__}")
-    if not callable(lambda_jr):
+    if not (callable(lambda_jr) or isinstance(lambda_jr, TargetNorm)):
         checks.non_negative("lambda_jr", lambda_jr)
     return JointLoss(apply, objective, penalty, lambda_jr, preprocess, perturb, input_name)
 

@@ -22,6 +22,7 @@ from jacreg_jax.guard import Guarded, by_name, check_batch, check_is_state, chec
 from jacreg_jax.keys import check_key
 from jacreg_jax.metrics import merged
 from jacreg_jax.optimizers import quench as quench, sgd as sgd
+from jacreg_jax.schedules import Dual
 from jacreg_jax.supervised import (
     classification_loss as classification_loss,
     multi_label_loss as multi_label_loss,
@@ -259,6 +260,9 @@ def _update(
     tests[:] = left
     grads, value = sharding.sum_over_devices((grads, value), axis_name)
     model_state = sharding.mean_over_devices(model_state, axis_name)
+    if axis_name is not None:
+        each = sharding.stacked_over_devices(metrics, axis_name)
+        metrics = merged(each, partial(jnp.mean, axis=0), jax.lax.axis_size(axis_name))
     grad_norm = optax.tree.norm(grads)
 
     def value_of(params: PyTree) -> Array:  # for line searches
@@ -268,15 +272,16 @@ def _update(
         return found
 
     extra = {"value": value, "grad": grads, "value_fn": value_of}
+    if Dual.all_in(state.opt_state):  # of a `target_norm`; optax's line searches refuse what they do not know
+        extra["metrics"] = metrics
+        if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
+            raise ValueError(f"optimizer must be target.optimizer(...) outside of all else, got {optimizer}")
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(params, opt_state, model_state, state.step + 1, state.key)
     ok = alive & jnp.isfinite(value) & jnp.isfinite(grad_norm)
     kept = jax.tree.map(lambda new, old: jnp.where(ok, new, old), new, state)
-    if axis_name is not None:
-        each = sharding.stacked_over_devices(metrics, axis_name)
-        metrics = merged(each, partial(jnp.mean, axis=0), jax.lax.axis_size(axis_name))
     metrics.pop("penalty_count", None)
     return kept, {"loss": value, "grad_norm": grad_norm, **metrics}
 

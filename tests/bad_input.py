@@ -465,6 +465,14 @@ SPECS: dict[str, Spec] = {
     "lambda_ramp": spec(
         schedules.lambda_ramp, {"final": 0.1, "num_steps": 5}, final="not below 0", num_steps="count", start="start"
     ),
+    "target_norm": spec(
+        schedules.target_norm,
+        {"norm": 2.0},
+        norm="above 0",
+        rate="part of 1",
+        decay="part of 1",
+        start="above 0",
+    ),
     "training.init_state": spec(
         training.init_state, {"params": W, "optimizer": SGD, "key": KEY}, key="one key", optimizer="optimizer"
     ),
