@@ -39,15 +39,15 @@ MAP = {
     "accumulation": (BASE, FLOOR | {"metrics", "shares"}),
     "precision": (BASE, FLOOR),
     "objectives": (BASE | {"optax"}, FLOOR | {"rows"}),
-    "supervised": (BASE, FLOOR | {"deprecation", "objectives", "penalties", "penalty"}),
+    "supervised": (BASE, FLOOR | {"deprecation", "objectives", "penalties", "penalty", "schedules"}),
     "collectives": (BASE, FLOOR | {"accumulation"}),
     "sharding": (BASE, FLOOR | {"collectives", "guard"}),
     "optimizers": (BASE | {"optax"}, FLOOR),
     "training": (
         BASE | {"optax"},
-        FLOOR | {"accumulation", "concrete", "guard", "metrics", "optimizers", "sharding", "shares", "supervised"},
+        FLOOR | {"accumulation", "guard", "metrics", "optimizers", "schedules", "sharding", "shares", "supervised"},
     ),
-    "schedules": ({"optax"}, FLOOR),
+    "schedules": (BASE | {"optax"}, FLOOR),
     "convolution": (BASE, FLOOR),
     "pooled_convolution": (BASE, FLOOR | {"convolution"}),
     "functional": (BASE, FLOOR),
@@ -59,7 +59,8 @@ MAP = {
     "adversarial_training": (BASE, FLOOR | {"attacks", "predictions"}),
     "batches": (BASE, FLOOR | {"programs"}),
     "fooling": (BASE, FLOOR),
-    "evaluation": (BASE, FLOOR | {"batches", "deprecation", "fooling", "jacobian", "predictions", "programs"}),
+    "attack_runs": (BASE, FLOOR | {"batches", "deprecation", "predictions", "programs"}),
+    "evaluation": (BASE, FLOOR | {"attack_runs", "batches", "deprecation", "fooling", "jacobian", "predictions"}),
     "masking": (BASE, FLOOR | {"attacks", "batches", "evaluation", "predictions", "programs"}),
     "corruptions": (BASE, FLOOR | {"corruption_filters"}),
     "corruption_filters": (BASE, FLOOR),
@@ -148,7 +149,7 @@ INNER = {
     "reporting_result",
     "reporting_sections",
 }
-INNER |= {"fooling", "predictions"}  # whose public names stand in evaluation and in others
+INNER |= {"attack_runs", "fooling", "predictions"}  # whose public names stand in evaluation and in others
 
 
 def submodules():
