@@ -14,11 +14,18 @@ Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
 
 @checks.pure
 def map_batches(
-    fn: Function, f: Function, *arrays: Any, batch_size: int = 500, progress: Progress | None = None, **named: Any
+    fn: Function,
+    f: Function,
+    *arrays: Any,
+    batch_size: int = 500,
+    whole_batches: bool = False,
+    least: int = 1,
+    progress: Progress | None = None,
+    **named: Any,
 ) -> PyTree:
     """fn(f, *rows, **named rows) over N samples in padded batches of one size, compiled once; the padding is dropped.
 
-    Fewer samples than batch_size are padded to a power of two, so that another N compiles seldom.
+    Fewer samples than batch_size are padded to a power of two, so that another N compiles seldom; or to batch_size.
 
     Args:
         fn: (f, *rows [B, ...]) -> pytree of [B, ...], each row from its own row alone. Define it once: another
@@ -26,6 +33,8 @@ def map_batches(
         f: function under study, of the first array. New values of the arrays that it closes over do not compile again.
         *arrays: [N, ...] each, or pytrees of them; typed keys are welcome.
         batch_size: B at most.
+        whole_batches: always B, so that every N runs the same compiled program.
+        least: the smallest power of two that fewer samples are padded to, where batch_size is not less.
         progress: wraps the batches, such as `tqdm.tqdm`.
         **named: more arrays [N, ...], given by name.
 
@@ -34,7 +43,7 @@ def map_batches(
 
     Raises:
         TypeError: what has no length, or is traced; fn or f cannot be called.
-        ValueError: no samples, arrays of different lengths, or batch_size below 1; what fn raises for such values.
+        ValueError: no samples, arrays of different lengths, batch_size or least below 1; what fn raises for them.
 
     Example:
         >>> map_batches(lambda f, x: f(x), lambda x: x + 1, np.arange(5), batch_size=2).tolist()
@@ -51,7 +60,10 @@ def map_batches(
         names = f"{', '.join(first)} and {last}" if first else last
         raise ValueError(f"{names} must hold the same number of samples, at least one; got {lengths}")
     n = lengths[0]
-    batch_size = min(checks.count("batch_size", batch_size), 1 << (n - 1).bit_length())
+    checks.one_of("whole_batches", whole_batches, (True, False))
+    batch_size, least = checks.count("batch_size", batch_size), checks.count("least", least)
+    if not whole_batches:
+        batch_size = min(batch_size, 1 << (max(n, least) - 1).bit_length())
 
     def batch(start: int) -> Any:
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)  # the last sample fills the last batch

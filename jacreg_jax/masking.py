@@ -16,10 +16,11 @@ from jax.typing import ArrayLike
 from jacreg_jax import attacks, checks as values, evaluation
 from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.gradient import is_zero
-from jacreg_jax.attacks.inputs import inputs
+from jacreg_jax.attacks.inputs import Named, inputs
 from jacreg_jax.attacks.losses import others, true_logit
+from jacreg_jax.attacks.pgd import Ball, ascend
 from jacreg_jax.attacks.result import NORMS, Norm, distance, spread
-from jacreg_jax.attacks.start import Goal, begin
+from jacreg_jax.attacks.start import Goal, begin, finish
 from jacreg_jax.keys import normal_like
 from jacreg_jax.programs import once
 from jacreg_jax.types import Array, Function
@@ -129,7 +130,7 @@ def checks(
 
     Args:
         f: raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes, or what the criterion looks at.
-        x: raw pixels [N, ...]: images [N, H, W, C], or anything else.
+        x: raw pixels [N, ...]: images [N, H, W, C], or anything else, such as a pytree.
         y: integer labels [N].
         key: typed key.
         epsilon: radius in raw pixels, above 0; in L-infinity also at least 0 with all axes of x, such as [1, F].
@@ -139,8 +140,8 @@ def checks(
         tolerance: share of samples.
         criterion: what counts as a success, see `attacks.criteria`.
         target: classes [N], or one for all, that f shall say.
-        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to one sample, or None. Where there are
-            none, "unbounded" goes to ten times the range of x.
+        bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to one sample, a pytree like x, or None.
+            Where there are none, "unbounded" goes to ten times the range of x.
         batch_size: B.
         progress: wraps the batches of each attack.
 
@@ -171,21 +172,18 @@ def checks(
         raise ValueError(f"num_steps must be rising counts, at least one; got {tuple(num_steps)}")
     epsilon = np.asarray(epsilon, np.float32) if np.ndim(epsilon) else float(np.asarray(epsilon))
     aim: dict[str, Any] = {} if target is None else {"target": target}
-    options = norm, values.count("num_queries", num_queries), criterion, hashable(bounds)
+    options = norm, values.count("num_queries", num_queries), criterion, Named(bounds)
 
-    def survivors(kind: str, size: Any, count: int = 1) -> Any:
-        attack = _attack(kind, count, *options)
-        found = evaluation.run_attack(
-            attack, f, x, y, key, batch_size=batch_size, progress=progress, epsilon=size, **aim
-        )
-        return ~found.success
+    def survivors(kind: str, size: Any, **more: Any) -> Any:
+        attack = _attack(kind, *options)
+        run = partial(evaluation.run_attack, attack, f, x, y, key, batch_size=batch_size, progress=progress)
+        return ~run(epsilon=size, **aim, **more).success
 
-    single = survivors("pgd", epsilon)
-    by_steps = [survivors("pgd", epsilon, n) for n in steps]
-    wider, everything = (
-        survivors("pgd", 2 * epsilon, steps[-1]),
-        survivors("pgd", _whole(image, within, norm), steps[-1]),
-    )
+    def climbed(size: Any, count: int) -> Any:
+        return survivors("pgd", size, count=np.full(len(image), count, np.int32))
+
+    single, by_steps = climbed(epsilon, 1), [climbed(epsilon, n) for n in steps]
+    wider, everything = climbed(2 * epsilon, steps[-1]), climbed(_whole(image, within, norm), steps[-1])
     strong = survivors("apgd", epsilon) & by_steps[-1]
     searched, noise = survivors("square", epsilon), survivors("noise", epsilon)
     shares = [float(s.mean()) for s in by_steps]
@@ -207,29 +205,41 @@ def checks(
 
 
 @lru_cache(maxsize=256)
-def _attack(kind: str, count: int, norm: Norm, num_queries: int, criterion: Any, bounds: Any) -> Function:
-    """(f, x, y, key, *, epsilon, target) -> AttackResult of these options."""
-    options: dict[str, Any] = {"norm": norm, "bounds": bounds, "criterion": criterion}
-    if kind == "pgd":
-        return partial(_pgd, options | {"num_steps": count})
+def _attack(kind: str, norm: Norm, num_queries: int, criterion: Any, bounds: Named) -> Function:
+    """(f, x, y, key, *, epsilon, target) -> AttackResult of these options; pgd takes count as well."""
+    options: dict[str, Any] = {"norm": norm, "bounds": bounds.value, "criterion": criterion}
     if kind == "apgd":
         return partial(attacks.apgd, **options)
     if kind == "square":
         return partial(attacks.square, num_queries=num_queries, **options)
-    return partial(_noise, options)
+    return partial(_pgd if kind == "pgd" else _noise, options)
 
 
 @lru_cache(maxsize=256)
-def _looked_at(criterion: Any, bounds: Any) -> Function:
+def _looked_at(criterion: Any, bounds: Named) -> Function:
     """(f, x, y, key, *, target) -> what the clean samples are like."""
-    return partial(_clean, {"criterion": criterion, "bounds": bounds})
+    return partial(_clean, {"criterion": criterion, "bounds": bounds.value})
 
 
 def _pgd(
-    options: dict[str, Any], f: Function, x: Any, y: Array, key: Array, epsilon: Array, target: Array | None = None
+    options: dict[str, Any],
+    f: Function,
+    x: Any,
+    y: Array,
+    key: Array,
+    epsilon: Array,
+    count: Array,
+    target: Array | None = None,
 ) -> attacks.AttackResult:
-    step_size = epsilon if options["num_steps"] == 1 else 2.5 * epsilon / options["num_steps"]
-    return attacks.pgd(f, x, y, key, epsilon=epsilon, step_size=step_size, target=target, **options)
+    """PGD of a number of steps that is no constant, [B] of one value: one program for all of them."""
+    del key
+    goal, norm, num_steps = Goal(options["criterion"], target), options["norm"], jnp.max(count)
+    start = begin(f, x, y, options["bounds"], norm=norm, goal=goal, epsilon=epsilon)
+    size = spread(epsilon, start.x)
+    step_size = jnp.where(num_steps == 1, size, 2.5 * size / num_steps.astype(size.dtype))
+    ball = Ball(epsilon, step_size, norm)
+    x_adv, _ = ascend(start.f, start.objective(None), start.x, start.x, ball, start.bounds, num_steps)
+    return finish(start, x_adv, norm=norm, steps=start.full(num_steps, jnp.int32), backward=num_steps)
 
 
 def _noise(
@@ -271,28 +281,3 @@ def _whole(image: Array, bounds: values.Bounds, norm: Norm) -> float:
     span = np.broadcast_to(np.asarray(bounds[1], np.float64) - np.asarray(bounds[0], np.float64), wide.shape)[:1]
     span = np.where(np.isfinite(span), span, 10 * (wide.max() - wide.min()))
     return float({"linf": span.max(), "l1": span.sum(), "l2": np.sqrt((span**2).sum())}[norm])
-
-
-def hashable(value: Any) -> Any:
-    """Numbers and arrays as nested tuples of numbers, None as it is: bounds as a name of a compiled program.
-
-    Args:
-        value: a number, an array, None, or lists and tuples of them.
-
-    Returns:
-        The same as tuples.
-
-    Raises:
-        TypeError: it holds something else, such as a dict.
-
-    Example:
-        >>> hashable([np.zeros(2), None])
-        ((0.0, 0.0), None)
-    """
-    if isinstance(value, list | tuple):
-        return tuple(map(hashable, value))
-    if value is None or isinstance(value, int | float):
-        return value
-    if not hasattr(value, "shape"):
-        raise TypeError(f"bounds must be numbers, arrays or None here, got {type(value).__name__}")
-    return hashable(np.asarray(value).tolist())

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jacreg_jax import attacks
+from jacreg_jax.attacks.inputs import Named
 from jacreg_jax.attacks.start import Goal, begin
-from jacreg_jax.masking import hashable
 from jacreg_jax.types import Array, Function
 
 MEANINGS = {
@@ -33,12 +33,12 @@ class Clean(NamedTuple):
 
 def clean_outcome(criterion: Any, bounds: Any) -> Function:
     """(f, x, y, key) -> Clean."""
-    return _made(_clean, criterion, hashable(bounds))
+    return _made(_clean, criterion, Named(bounds))
 
 
 @lru_cache
-def _made(function: Function, criterion: Any, bounds: Any, **fixed: Any) -> Function:
-    return partial(function, criterion=criterion, bounds=bounds, **fixed)
+def _made(function: Function, criterion: Any, bounds: Named, **fixed: Any) -> Function:
+    return partial(function, criterion=criterion, bounds=bounds.value, **fixed)
 
 
 def _clean(f: Function, x: Any, y: Any, key: Any = None, *, criterion: Any, bounds: Any) -> Clean:
@@ -49,12 +49,12 @@ def _clean(f: Function, x: Any, y: Any, key: Any = None, *, criterion: Any, boun
 
 def noise(criterion: Any, bounds: Any) -> Function:
     """White noise as an attack that tries once."""
-    return _made(attacks.white_noise, criterion, hashable(bounds))
+    return _made(attacks.white_noise, criterion, Named(bounds))
 
 
 def nearest(norm: str, steps: int, searches: int, criterion: Any, bounds: Any) -> dict[str, Function]:
     """The attacks that seek the nearest fooling sample in a norm, by name."""
-    own = criterion, hashable(bounds)
+    own = criterion, Named(bounds)
     found = {"FAB": _made(attacks.fab, *own, norm=norm, num_steps=min(steps, 100))}
     if norm != "l2":
         return found

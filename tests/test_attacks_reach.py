@@ -89,6 +89,20 @@ def test_a_size_for_every_feature(name):
     np.testing.assert_array_equal(rows.x_adv, result.x_adv)
 
 
+def test_the_ensembles_fab_reaches_the_corner_of_the_box():
+    """With a size for every feature it seeks the nearest point in units of them, in or out by 6 %."""
+    scale = np.where(np.arange(8) % 2, 1.06, 0.94) * MARGIN / (EPSILON * np.abs(W[0] - W[1])).sum()
+    epsilon = (EPSILON * scale[:, None]).astype(np.float32)
+    fab = attacks.standard_ensemble(bounds=None)["fab-t"]
+    result = evaluation.run_attack(fab, F, X, Y, KEY, epsilon=epsilon)
+    np.testing.assert_array_equal(result.success, np.arange(8) % 2 == 1)
+    moved = np.abs(np.asarray(result.x_adv - X))
+    assert (moved <= epsilon + 1e-6).all()
+    np.testing.assert_allclose(result.distance[1::2], moved.max(1)[1::2])
+    held = evaluation.run_attack(attacks.standard_ensemble()["fab-t"], F, X, Y, KEY, epsilon=0 * epsilon)
+    assert not held.success.any()
+
+
 def test_sizes_that_do_not_fit():
     for epsilon in (np.ones(6), np.ones((1, 5)), np.ones((2, 6)), np.ones((1, 1, 6))):
         with pytest.raises(ValueError, match=r"epsilon must be a scalar or have shape \(8,\).*or all axes of x"):
@@ -190,6 +204,21 @@ def test_expectation_over_draws(name):
         np.testing.assert_allclose((result.x_adv - X)[:, sure], attack(F, X, Y).x_adv[:, sure] - X[:, sure], atol=1e-6)
 
 
+def test_the_ensemble_over_draws():
+    """Far enough from the boundary it decides as on the mean of many draws; Square draws as well."""
+    ensemble = attacks.standard_ensemble(num_queries=30, samples=32)
+    ensemble = {name: ensemble[name] for name in ("fab-t", "square")}
+    epsilon = np.where(np.arange(8) % 2, 6, 0.4) * MARGIN / np.abs(W[0] - W[1]).sum()
+    result, robust = evaluation.worst_case(ensemble, noisy, X, Y, KEY, epsilon=epsilon.astype(np.float32))
+    assert robust["square"] <= robust["fab-t"]
+    assert result.success[1::2].sum() >= 3
+    assert result.success[::2].sum() <= 1
+    with pytest.raises(ValueError, match="samples must be None or an integer of at least 1"):
+        attacks.standard_ensemble(samples=0)
+    with pytest.raises(TypeError, match=r"f must be callable as \(x, key\)"):
+        evaluation.worst_case(ensemble, F, X, Y, KEY, epsilon=0.1)
+
+
 def test_draws_are_other_ones_at_other_points():
     seen = []
     f = lambda x, key: jnp.stack([jax.random.uniform(key, (len(x),)), 0.5 + 0 * x[:, 0]], 1)
@@ -238,8 +267,11 @@ def test_masking_checks_of_other_goals():
         criterion=attacks.criteria.moved(0.3),
     )
     assert found["unbounded"].passed
-    found = masking.checks(F, X, Y, KEY, epsilon=0.1, num_steps=(2, 5), num_queries=10, target=np.asarray(1 - Y))
+    low = {"a": -3.0, "kind": None, "b": np.full((2, 2), -4.0)}  # a target, of a tree with bounds of its own
+    options = {"num_steps": (2, 5), "num_queries": 10, "target": np.asarray(1 - Y), "bounds": (low, 5.0)}
+    found = masking.checks(OF_TREE, TREE, Y, KEY, epsilon=0.1, **options)
     assert found["unbounded"].passed
+    assert found["more steps"].passed
 
 
 def test_certificates_of_one_logit():

@@ -83,7 +83,6 @@ WITHOUT = {
     "keys.perturbation_keys": "of keys that a step has made",
     "sharding.check_mesh": "a check itself",
     "collectives": "the inside of train steps",
-    "masking.hashable": "the inside of checks and reports",
     **dict.fromkeys((f"corruptions.{name}" for name in corruptions.FAMILIES), "the inside of corrupted"),
     **dict.fromkeys(
         (

@@ -1,5 +1,7 @@
 """evaluation.py: padding never counts, batches never matter, distances read as documented."""
 
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import pytest
 from scipy.stats import binom
 
 import jacreg_jax as jr
-from jacreg_jax import attacks, evaluation
+from jacreg_jax import attack_runs, attacks, evaluation
 from tests.conftest import mlp, mlp_params
 
 
@@ -61,6 +63,53 @@ def test_compiles_once_for_all_batches_parameters_and_sizes(problem, key):
     for seed in (1, 2):
         other = jax.tree_util.Partial(mlp, mlp_params(jax.random.key(seed), (6, 8, 3)))
         evaluation.run_attack(attack, other, x, y, key, sigma=0.1 * seed, batch_size=5)
+
+
+def test_whole_batches_compile_once_for_any_number_of_samples(problem, key):
+    """7, 64 and 130 samples by one program; each sample's result is that of batches that fit."""
+    f, x, y = problem
+    x, y = jnp.tile(x, (6, 1)), jnp.tile(y, 6)
+    traced = []
+
+    def attack(f, x, y, keys, sigma):
+        traced.append(len(x))
+        return noise(f, x, y, keys, sigma)
+
+    run = lambda n, **options: evaluation.run_attack(attack, f, x[:n], y[:n], key, sigma=0.3, batch_size=64, **options)
+    whole = [run(n, whole_batches=True) for n in (7, 64, 130)]
+    assert traced == [64]
+    fitting = [run(n) for n in (7, 64, 130)]
+    assert traced == [64, 8]
+    for a, b in zip(whole, fitting, strict=True):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), a, b)
+
+
+@pytest.mark.parametrize("by_ensemble", [False, True])
+def test_samples_that_are_done_leave(problem, key, monkeypatch, by_ensemble):
+    """Square in three parts, on fewer and fewer samples: the result of one run, and the passes of one run."""
+    f, x, _ = problem
+    x = jnp.concatenate([x] * 6)[:130]
+    y = jnp.argmax(f(x), 1)
+    attack = partial(attacks.square, num_queries=12)
+    if by_ensemble:
+        attack = attacks.standard_ensemble(num_queries=12)["square"]
+    epsilon = np.linspace(0, 0.6, 130, dtype=np.float32)
+    run = lambda: evaluation.run_attack(attack, f, x, y, key, epsilon=epsilon, batch_size=128)
+    whole = run()
+    monkeypatch.setattr(attack_runs, "LONG", 0)
+    monkeypatch.setattr(attack_runs, "FIRST", 1)
+    sizes, map_batches = [], attack_runs.map_batches
+
+    def spy(fn, f, x, *args, **options):
+        sizes.append((len(x), int(options["until"][0])))
+        return map_batches(fn, f, x, *args, **options)
+
+    monkeypatch.setattr(attack_runs, "map_batches", spy)
+    parts = run()
+    assert [until for _, until in sizes] == [1, 10, 12]
+    assert 130 == sizes[0][0] > sizes[1][0] > sizes[2][0] >= 1 + np.sum(~parts.success)
+    assert set(np.unique(parts.steps)) >= {0, 1, 3}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts, whole)
 
 
 def test_progress_sees_every_batch(problem):
@@ -120,3 +169,5 @@ def test_bad_input(problem):
         evaluation.accuracy(f, x[:0], y[:0])
     with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got 0"):
         evaluation.accuracy(f, x, y, batch_size=0)
+    with pytest.raises(ValueError, match="whole_batches must be True or False"):
+        evaluation.run_attack(attacks.fgsm, f, x, y, jax.random.key(0), epsilon=0.1, whole_batches=2)

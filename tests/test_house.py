@@ -70,7 +70,7 @@ MAP = {
         | {"attacks", "certify", "corruptions", "evaluation", "masking", "reporting_result", "reporting_sections"},
     ),
     "reporting_result": (BASE, set()),
-    "reporting_sections": (BASE, FLOOR | {"attacks", "masking"}),
+    "reporting_sections": (BASE, FLOOR | {"attacks"}),
     "reporting_figure": (BASE, set()),
     "decision_cells": (BASE, FLOOR | {"predictions", "programs"}),
     "interval_rules": (BASE, FLOOR | {"intervals"}),

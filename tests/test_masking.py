@@ -8,6 +8,7 @@ import pytest
 
 from jacreg_jax import attacks, datasets, evaluation, masking, training
 from jacreg_jax.adversarial_training import at_temperature, random_fgsm, soft_labels
+from jacreg_jax.attacks.inputs import Named
 from jacreg_jax.attacks.losses import log_odds, margin
 from jacreg_jax.models import MLP, initialize, predictor, train_mode
 from tests.conftest import mlp, mlp_params
@@ -63,14 +64,15 @@ def test_a_quantising_model_is_found_out(digits):
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_checks_by_hand(norm, monkeypatch, key):
     """Attacks whose successes are written in the columns of x: every finding from them alone."""
-    columns = {("pgd", 1): 0, ("pgd", 3): 1, ("pgd", 5): 2, ("apgd", 1): 3, ("square", 1): 4, ("noise", 1): 5}
+    columns = {"apgd": 3, "square": 4, "noise": 5}  # 0, 1, 2: of 1, 3 and 5 steps of PGD
     whole = 1.0 if norm == "linf" else np.sqrt(8)  # 8 pixels from 0 to 1
 
-    def written(kind, count, *options):
-        def attack(f, x, y, key, epsilon):
+    def written(kind, *options):
+        def attack(f, x, y, key, epsilon, count=None):
             special = jnp.where(jnp.abs(epsilon - whole) < 1e-3, 7, jnp.where(jnp.abs(epsilon - 0.2) < 1e-3, 6, -1))
-            place = jnp.where((special < 0) | (kind != "pgd") | (count != 5), columns[kind, count], special)
-            return masking._Noise(jnp.take(x, place, axis=1) > 0.5)
+            place = columns[kind] if kind != "pgd" else jnp.where((special < 0) | (count != 5), count // 2, special)
+            place = jnp.broadcast_to(place, len(x))
+            return masking._Noise(jnp.take_along_axis(x, place[:, None], axis=1)[:, 0] > 0.5)
 
         return attack
 
@@ -103,11 +105,11 @@ def test_steps_of_the_checks(key):
     f = lambda x: x @ jnp.array([[3.0, -1.0], [-2.0, 0.5]])
     x, y = jnp.full((4, 2), 0.5), jnp.array([0, 1, 0, 1])
     for count, step_size in ((1, 0.1), (4, 0.0625)):
-        pgd = masking._attack("pgd", count, "linf", 10, attacks.criteria.misclassified, (0.0, 1.0))
-        found = pgd(f, x, y, key, epsilon=jnp.asarray(0.1))
+        pgd = masking._attack("pgd", "linf", 10, attacks.criteria.misclassified, Named((0.0, 1.0)))
+        found = pgd(f, x, y, key, epsilon=jnp.asarray(0.1), count=jnp.full(4, count))
         alike = attacks.pgd(f, x, y, key, epsilon=0.1, step_size=step_size, num_steps=count)
         np.testing.assert_array_equal(found.x_adv, alike.x_adv)
-    l2 = masking._attack("noise", 1, "l2", 10, attacks.criteria.misclassified, (0.0, 1.0))
+    l2 = masking._attack("noise", "l2", 10, attacks.criteria.misclassified, Named((0.0, 1.0)))
     just = lambda size: lambda x: jnp.stack([x[:, 0] * 0, jnp.linalg.norm(x - 0.5, axis=1) - size], axis=1)
     assert l2(just(0.0999), x, jnp.zeros(4, int), key, epsilon=jnp.asarray(0.1)).success.all()
     assert not l2(just(0.1001), x, jnp.zeros(4, int), key, epsilon=jnp.asarray(0.1)).success.any()

@@ -404,7 +404,6 @@ PLAIN = {
     "precision": "a wrapper of models; test_scaling.py",
     "reporting": "calls of the host, of what is in the table; test_reporting.py",
     "evaluation.report": "reporting.report",
-    "masking.hashable": "a name of a compiled program",
     "models": "modules of flax; test_models.py and test_training.py",
     "interop": "models of other libraries; test_interop.py",
     "training": "train steps, above",

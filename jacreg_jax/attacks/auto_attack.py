@@ -1,7 +1,7 @@
 """The standard ensemble: APGD on cross-entropy, targeted APGD, targeted FAB and Square, point-wise worst case."""
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,8 @@ from jacreg_jax import checks
 from jacreg_jax.attacks.apgd import apgd
 from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.fab import fab
-from jacreg_jax.attacks.inputs import batch_size, inputs
-from jacreg_jax.attacks.result import NEVER, NORMS, AttackResult, Norm, choose, first_of, spread
+from jacreg_jax.attacks.inputs import Inputs, batch_size, inputs
+from jacreg_jax.attacks.result import NEVER, NORMS, AttackResult, Norm, choose, distance, first_of, spread
 from jacreg_jax.attacks.square import square
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import sample_keys
@@ -25,6 +25,7 @@ def standard_ensemble(
     norm: Norm = "linf",
     num_queries: int = 5000,
     criterion: Criterion | Function = misclassified,
+    samples: int | None = None,
     bounds: Bounds | None = (0.0, 1.0),
 ) -> dict[str, Function]:
     """The four attacks by name, each (f, x, y, key, epsilon, target) -> AttackResult, for `evaluation.worst_case`.
@@ -38,13 +39,14 @@ def standard_ensemble(
         norm: "linf", "l2" or "l1".
         num_queries: of Square.
         criterion: what counts as a success, see `criteria`.
+        samples: draws of a random f(x, key) that losses and gradients are averaged over; None: f(x) is not random.
         bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
         {"apgd-ce": ..., "apgd-t": ..., "fab-t": ..., "square": ...}.
 
     Raises:
-        ValueError: unknown norm, or num_queries below 1.
+        ValueError: unknown norm; num_queries or samples below 1.
 
     Example:
         >>> list(standard_ensemble(norm="l2"))
@@ -54,15 +56,20 @@ def standard_ensemble(
     """
     checks.one_of("norm", norm, NORMS)
     checks.count("num_queries", num_queries)
+    checks.optional_count("samples", samples)
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "criterion": criterion}
+    draws: dict[str, Any] = {} if samples is None else {"samples": samples}
     restarts, classes = ({"num_restarts": 5}, {"num_targets": 5}) if norm == "l1" else ({}, {})
-    targeted: Any = partial(_at, apgd, options | {"loss": "targeted"} | classes)
+    of_square = options | draws | {"num_queries": num_queries}
+    targeted: Any = partial(_at, apgd, options | {"loss": "targeted"} | classes, **draws)
     targeted.least_classes = 4
+    queries: Any = partial(_at, square, options | {"num_queries": num_queries}, **draws)
+    queries.in_parts, queries.length = partial(cast(Any, square).in_parts, **of_square), ("num_queries", num_queries)
     ensemble: dict[str, Function] = {
-        "apgd-ce": partial(_at, apgd, options | restarts),
+        "apgd-ce": partial(_at, apgd, options | restarts, **draws),
         "apgd-t": targeted,
-        "fab-t": partial(_fab_within, options),
-        "square": partial(_at, square, options | {"num_queries": num_queries}),
+        "fab-t": partial(_fab_within, options, **draws),
+        "square": queries,
     }
     return ensemble if criterion == misclassified else {k: v for k, v in ensemble.items() if k != "apgd-t"}
 
@@ -79,6 +86,7 @@ def auto_attack(
     num_queries: int = 5000,
     criterion: Criterion | Function = misclassified,
     target: ArrayLike | None = None,
+    samples: int | None = None,
     bounds: Bounds | None = (0.0, 1.0),
 ) -> AttackResult:
     """The standard ensemble in a ball of radius epsilon: a sample is robust if none of its attacks fools it.
@@ -98,6 +106,7 @@ def auto_attack(
         num_queries: of Square.
         criterion: what counts as a success, see `criteria`; other than of classes there are three attacks.
         target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
+        samples: draws of a random f(x, key) that losses and gradients are averaged over; None: f(x) is not random.
         bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
@@ -113,12 +122,15 @@ def auto_attack(
 
     Reference: Croce, Hein (2020), https://arxiv.org/abs/2003.01690.
     """
-    checks.function("f", f)
+    checks.function("f", f, ("x",) if samples is None else ("x", "key"))
     size = batch_size(x)
     keys = sample_keys(key, size)
     result: AttackResult | None = None
-    ensemble = standard_ensemble(norm=norm, num_queries=num_queries, criterion=criterion, bounds=bounds)
-    can_run = with_enough_classes(ensemble, _classes(f, x, size)) if criterion == misclassified else list(ensemble)
+    ensemble = standard_ensemble(
+        norm=norm, num_queries=num_queries, criterion=criterion, samples=samples, bounds=bounds
+    )
+    one = f if samples is None else lambda x: f(x, keys[0])
+    can_run = with_enough_classes(ensemble, _classes(one, x, size)) if criterion == misclassified else list(ensemble)
     aim = {} if target is None else {"target": target}
     for i, (name, attack) in enumerate(ensemble.items()):
         if name not in can_run:
@@ -144,8 +156,9 @@ def _at(
     key: Array,
     epsilon: ArrayLike,
     target: ArrayLike | None = None,
+    samples: int | None = None,
 ) -> AttackResult:
-    result: AttackResult = attack(f, x, y, key, epsilon=epsilon, target=target, **options)
+    result: AttackResult = attack(f, x, y, key, epsilon=epsilon, target=target, samples=samples, **options)
     return result
 
 
@@ -157,18 +170,46 @@ def _fab_within(
     key: Array,
     epsilon: ArrayLike,
     target: ArrayLike | None = None,
+    samples: int | None = None,
 ) -> AttackResult:
-    """FAB with what lies beyond epsilon not fooled; of an epsilon of every entry, what is outside of that box."""
-    result = fab(f, x, y, key, target=target, **options)
-    image, found = (inputs(a, None).x for a in (x, result.x_adv))
+    """FAB with what lies beyond epsilon not fooled; with an epsilon of every entry, distances in units of it."""
+    given, bounds = inputs(x, options["bounds"]), options["bounds"]
+    image = given.x
     beside = image.shape if options["norm"] == "linf" else ()
     checks.non_negative("epsilon", epsilon, batch=len(image), beside=beside)
+    is_scaled = jnp.ndim(epsilon) > 1 and hasattr(x, "shape") and samples is None  # else f sees rows of its own
+    units = _Units(spread(epsilon, image), given) if is_scaled else None
+    g, start, bounds = (f, x, bounds) if units is None else (units.of(f), units.there(image), units.bounds)
+    result = fab(g, start, y, key, target=target, samples=samples, **options | {"bounds": bounds})
+    if units is not None:
+        result = result._replace(x_adv=units.back(result.x_adv))
+    found = given.pack(result.x_adv)
+    reached = distance(found - image, options["norm"])
     if jnp.ndim(epsilon) > 1:
         near = jnp.all((jnp.abs(found - image) <= spread(epsilon, image)).reshape(len(image), -1), axis=1)
     else:
-        near = result.distance <= jnp.asarray(epsilon, result.distance.dtype)
+        near = reached <= jnp.asarray(epsilon, image.dtype)
     inside = result.success & near
     x_adv = jax.tree.map(partial(choose, inside), result.x_adv, x)
     outcome = jnp.where(result.clean_correct & ~inside, NEVER, jnp.asarray(result.outcome))
-    reached = jnp.where(inside, result.distance, jnp.inf)
+    reached = jnp.where(inside, jnp.where(result.clean_correct, reached, 0), jnp.inf)
     return result._replace(x_adv=x_adv, success=inside, distance=reached, outcome=outcome)
+
+
+class _Units:
+    """Inputs in units of epsilon, entry by entry, so that the ball is a box of one radius; 0 holds an entry still."""
+
+    def __init__(self, epsilon: Array, given: Inputs) -> None:
+        self.moves, self.given = epsilon > 0, given
+        self.size = jnp.where(self.moves, epsilon, 1)
+        low, high = given.bounds
+        self.bounds = low / self.size, high / self.size
+
+    def there(self, image: Array) -> Array:
+        return image / self.size
+
+    def back(self, u: Array) -> Any:
+        return self.given.unpack(jnp.where(self.moves, jnp.clip(u * self.size, *self.given.bounds), self.given.x))
+
+    def of(self, f: Function) -> Function:
+        return lambda u: f(self.back(u))

@@ -112,7 +112,7 @@ def ascend(
     first: Array,
     ball: Ball,
     bounds: Bounds,
-    num_steps: int,
+    num_steps: Counter,
     seen: Trajectory | None = None,
 ) -> tuple[Array, Trajectory | None]:
     """The last of num_steps projected steps up objective(f(x)) [B], and the trajectory.
@@ -124,7 +124,7 @@ def ascend(
         first: where to begin, [B, ...].
         ball: epsilon, step size and norm.
         bounds: (low, high), floats or arrays beside the images.
-        num_steps: of the loop.
+        num_steps: of the loop, an integer or a traced one.
         seen: blank trajectory, or None.
     """
 

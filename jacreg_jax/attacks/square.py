@@ -1,7 +1,7 @@
 """Square attack: random search with squares, which needs no gradient."""
 
 from functools import partial
-from typing import TypeAlias
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,15 @@ from jacreg_jax.keys import check_key
 from jacreg_jax.programs import once
 from jacreg_jax.types import Array, Counter, Function, PyTree
 
-_Carry: TypeAlias = tuple[Array, Array, Array, Array, Array]  # query, images, best margin, done, steps
+
+class Held(NamedTuple):
+    """A search that may go on; rows of samples."""
+
+    queries: Array  # [B] int32 that were made; the same for all that go on
+    x_adv: Array  # the best image so far
+    best: Array  # [B], its margin
+    done: Array  # [B] bool
+    steps: Array  # [B] int32: the query that fooled f
 
 
 @once
@@ -34,6 +42,7 @@ def square(
     initial_share: float = 0.8,
     criterion: Criterion | Function = misclassified,
     target: ArrayLike | None = None,
+    samples: int | None = None,
     bounds: Bounds | None = (0.0, 1.0),
 ) -> AttackResult:
     """Random search in the ball: a square of changed pixels is kept where it raises the margin of another class.
@@ -41,7 +50,7 @@ def square(
     Squares shrink as the queries are used up, from initial_share of the image. A sample stops at its first fooling
     image. It calls f alone, never its gradient, so what it gains over gradient attacks shows masked gradients. What is
     no image, such as feature vectors [B, F], is searched as a row of features in L-infinity, and as a square in
-    L2 and L1.
+    L2 and L1. For many samples `evaluation.run_attack` is faster: those that are done leave the batch.
 
     Args:
         f: batched function, raw pixels [B, ...] -> logits [B, C]; it need not be differentiable.
@@ -54,6 +63,7 @@ def square(
         initial_share: of the pixels in the first squares.
         criterion: what counts as a success, see `criteria`.
         target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
+        samples: draws of a random f(x, key) that margins are averaged over; None: f(x) is not random.
         bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None; None for no bounds.
 
     Returns:
@@ -71,8 +81,49 @@ def square(
 
     Reference: Andriushchenko et al. (2019), https://arxiv.org/abs/1912.00049.
     """
+    options: dict[str, Any] = {"norm": norm, "num_queries": num_queries, "initial_share": initial_share}
+    goal = Goal(criterion, target, samples)
+    return _search(f, x, y, key, None, None, goal=goal, epsilon=epsilon, bounds=bounds, **options)[0]
+
+
+def _in_parts(
+    f: Function,
+    x: PyTree,
+    y: PyTree,
+    key: Array,
+    held: Held | None = None,
+    *,
+    until: Array,
+    criterion: Criterion | Function = misclassified,
+    target: ArrayLike | None = None,
+    samples: int | None = None,
+    **options: Any,
+) -> tuple[AttackResult, Held]:
+    """The same search up to query `until` [B], and what it goes on with: with `held` it does go on."""
+    return _search(f, x, y, key, held, until, goal=Goal(criterion, target, samples), **options)
+
+
+cast(Any, square).in_parts = _in_parts  # see `attack_runs`
+cast(Any, square).length = ("num_queries", 5000)
+
+
+def _search(
+    f: Function,
+    x: PyTree,
+    y: PyTree,
+    key: Array,
+    held: Held | None,
+    until: Array | None,
+    *,
+    goal: Goal,
+    epsilon: ArrayLike,
+    norm: Norm = "linf",
+    num_queries: int = 5000,
+    initial_share: float = 0.8,
+    bounds: Bounds | None = (0.0, 1.0),
+) -> tuple[AttackResult, Held]:
     check_key(key)
-    start = begin(f, x, y, bounds, key=key, norm=norm, goal=Goal(criterion, target), epsilon=epsilon)
+    start = begin(f, x, y, bounds, key=key, norm=norm, goal=goal, epsilon=epsilon)
     num_queries = checks.count("num_queries", num_queries)
     checks.fraction("initial_share", initial_share, one=True)
     image, keys = start.x, start.keys
@@ -83,22 +134,30 @@ def square(
         z = start.f(x_adv)
         return start.margin(z), start.reached(z)
 
-    def step(carry: _Carry) -> _Carry:
-        i, x_adv, best, done, steps = carry
+    def step(carry: tuple[Array, Held]) -> tuple[Array, Held]:
+        i, (_, x_adv, best, done, steps) = carry
         tried = propose(x_adv, i, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
         value, fooled = query(tried)
         better = ((value > best) | fooled) & ~done
         steps = jnp.where(fooled & ~done, i + 1, steps)
-        return i + 1, choose(better, tried, x_adv), jnp.where(better, value, best), done | fooled, steps
+        kept = choose(better, tried, x_adv), jnp.where(better, value, best)
+        return i + 1, Held(start.full(i + 1, jnp.int32), *kept, done | fooled, steps)
 
-    x_adv = first(keys)
-    value, fooled = query(x_adv)
-    done = fooled | ~start.clean_correct
-    begun = jnp.zeros((), jnp.int32), x_adv, value, done, start.zeros()
-    going_on = lambda carry: (carry[0] < num_queries) & ~jnp.all(carry[3])
-    _, x_adv, _, done, steps = jax.lax.while_loop(going_on, step, begun)
-    calls = 1 + jnp.where(done, steps, num_queries)
-    return finish(start, x_adv, norm=norm, steps=steps, grad_zero=start.none(), forward=calls)
+    if held is not None:
+        begun = jnp.max(held.queries)
+    else:
+        x_adv = first(keys)
+        value, fooled = query(x_adv)
+        begun, held = (
+            jnp.zeros((), jnp.int32),
+            Held(start.zeros(), x_adv, value, fooled | ~start.clean_correct, start.zeros()),
+        )
+    end = num_queries if until is None else jnp.max(until)
+    going_on = lambda carry: (carry[0] < end) & ~jnp.all(carry[1].done)
+    _, held = jax.lax.while_loop(going_on, step, (begun, held))
+    calls = 1 + jnp.where(held.done, held.steps, held.queries)
+    result = finish(start, held.x_adv, norm=norm, steps=held.steps, grad_zero=start.none(), forward=calls)
+    return result, held
 
 
 def _stripes(start: Start, radius: Array, num_queries: int, initial_share: float) -> tuple[Begin, Propose]:
