@@ -127,16 +127,16 @@ def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: fl
     checks.function("f", f)
     checks.positive("step", step)
     batch = batch_size(x)
-    z, vjp = jax.vjp(f, jax.lax.stop_gradient(x))
+    constant, held = jax.closure_convert(f, x)  # parameters are held too: the kernel's backward is not differentiated
+    z, vjp = jax.vjp(lambda x: constant(x, *jax.lax.stop_gradient(held)), jax.lax.stop_gradient(x))
     outputs = Rows(z, "f(x)", batch=batch)
     v = sample_probes(key, outputs.batch, outputs.size, 1, "sphere")[:, 0]
-    g = jax.lax.stop_gradient(vjp(outputs.unravel(v))[0])
+    g = vjp(outputs.unravel(v))[0]
     length = jnp.sqrt(sum_sq(g))
     h = jnp.where(length > 0, step / jnp.where(length > 0, length, 1), 1.0)
     beside = lambda leaf: h.astype(leaf.dtype).reshape(-1, *(1,) * (leaf.ndim - 1)) * leaf
     ahead, behind = (f(jax.tree.map(lambda a, b, s=sign: a + s * beside(b), x, g)) for sign in (1, -1))
-    difference = outputs.ravel(jax.tree.map(jnp.subtract, ahead, behind))
-    directional = jnp.sum(v * difference, axis=1) / (2 * h)  # <v, J g>: gradient of half the norm
+    directional = jnp.sum(v * outputs.ravel(jax.tree.map(jnp.subtract, ahead, behind)), axis=1) / (2 * h)  # <v, J g>
     return 2 * directional - jax.lax.stop_gradient(directional)
 
 

@@ -49,6 +49,26 @@ def test_first_order_value_and_gradient(x64, key):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradient, expected_gradient)
 
 
+def refuse(primals, tangents):
+    raise NotImplementedError("no second derivative")
+
+
+def test_kernels_without_a_second_derivative(key):
+    """A backward pass that cannot be differentiated, behind a parameter that is trained."""
+    backward = jax.custom_jvp(lambda x, g: g * (1 - jnp.tanh(x) ** 2))
+    backward.defjvp(refuse)
+    fused = jax.custom_vjp(jnp.tanh)
+    fused.defvjp(lambda x: (jnp.tanh(x), x), lambda x, g: (backward(x, g),))
+    w, x = jax.random.normal(key, (6, 4)) / 3, jax.random.normal(jax.random.fold_in(key, 1), (3, 6))
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        jax.grad(lambda w: jr.value_and_penalty(lambda x: fused(x @ w), x, key)[1])(w)
+    first = lambda w: relatives.first_order_frobenius_sq(lambda x: fused(x @ w), x, key, step=0.01).mean()
+    second = lambda w: jr.projected_frobenius_sq(lambda x: jnp.tanh(x @ w), x, key, num_projections=1).mean()
+    np.testing.assert_allclose(jax.jit(jax.grad(first))(w), jax.grad(second)(w), rtol=0.01, atol=0.01)
+    noise = lambda w: relatives.noise_consistency(lambda x: fused(x @ w), x, key, sigma=0.1).mean()
+    assert jnp.isfinite(jax.grad(noise)(w)).all()
+
+
 def test_spectral_norm_is_the_largest_singular_value(small_mlp, key):
     f, x = small_mlp
     largest = jnp.linalg.svd(jacobian_matrix(f, x), compute_uv=False)[:, 0] ** 2
