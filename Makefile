@@ -12,10 +12,11 @@ venv: .venv/.done  ## the environment with all that the tests need, from the loc
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
-peers: .venv/.peers  ## torch, torchvision, foolbox, pyautoattack: only for cross-checks and benchmarks
+peers: .venv/.peers  ## torch, torchvision, foolbox, pyautoattack, adv-lib: only for cross-checks and benchmarks
 
 .venv/.peers: .venv/.done requirements-peers.txt
 	$(BIN)/python -m pip install --quiet -r requirements-peers.txt
+	$(BIN)/python -m pip install --quiet --no-deps adv-lib==0.2.8
 	touch $@
 
 demo: .venv/.done  ## train LeNet' without and with Jacobian regularization, compare, draw: make demo DATASET=mnist

@@ -12,7 +12,7 @@ from pathlib import Path
 MODULES = {"jacobian.py", "probes.py", "rows.py", "mean_norm.py", "penalty.py", "penalties.py", "relatives.py"}
 MODULES |= {"cyclopropagation.py", "training.py", "supervised.py", "metrics.py", "guard.py", "accumulation.py"}
 MODULES |= {"sharding.py", "attacks", "certify.py", "interval_rules.py", "intervals.py", "masking.py", "evaluation.py"}
-MODULES |= {"fooling.py", "batches.py", "decision_cells.py", "pooled_convolution.py", "convolution"}
+MODULES |= {"attack_runs.py", "fooling.py", "batches.py", "decision_cells.py", "pooled_convolution.py", "convolution"}
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Mod: ast.Mult}
 OPERATORS |= {ast.FloorDiv: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}

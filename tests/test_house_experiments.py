@@ -29,7 +29,7 @@ MAP = {
     "report": ({"catalogue", "lab", "page"}, NUMERICS),
     "__main__": ({"catalogue", "lab"}, {"tyro", "jax", "jacreg_jax"}),
 }
-PEERS = {"foolbox", "pyautoattack"}  # of the benchmarks, inside functions
+PEERS = {"adv_lib", "foolbox", "pyautoattack"}  # of the benchmarks, inside functions
 
 
 def room(path: Path) -> str:

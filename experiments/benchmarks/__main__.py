@@ -33,7 +33,8 @@ class Config:
     rounds: int = 5
     seconds: float = 0.7  # of one measurement
     torch: bool = True
-    attacks: bool = True  # with foolbox and pyautoattack beside them
+    steps: bool = True  # of training
+    attacks: tuple[str, ...] = tuple(attack_cost.NETWORKS)  # with foolbox, pyautoattack and adv-lib beside them
     batch_size: int = 0  # 0: 100, and less for the large networks on CPU
     save: bool = True
 
@@ -65,7 +66,8 @@ def main(config: Config):
         os.execv(sys.executable, [sys.executable, "-m", "experiments.benchmarks", *sys.argv[1:]])
     place = jax.default_backend() + ("_one_core" if config.one_core else "")
     worker = Worker(len(os.sched_getaffinity(0))) if config.torch else None
-    for model in (m for m in config.models if not config.one_core or m in ONE_CORE):
+    models = [m for m in config.models if not config.one_core or m in ONE_CORE] if config.steps else []
+    for model in models:
         cases = list(cases_of(model, config, worker))
         bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False)
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
@@ -73,8 +75,8 @@ def main(config: Config):
         print(page.step_table(rows), flush=True)
         if config.save:
             write(f"{model}_{place}", rows, config)
-    if config.attacks and worker and not config.one_core:
-        rows = attack_cost.measure(worker)
+    if config.attacks and worker:
+        rows = [row for network in config.attacks for row in attack_cost.measure(worker, network)]
         print(page.attack_table(rows))
         if config.save:
             write(f"attacks_{place}", rows, config)

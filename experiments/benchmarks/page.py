@@ -71,6 +71,14 @@ def benchmark() -> str:
     return "\n\n".join(parts)
 
 
+def attack_speed() -> str:
+    """Steps of attacks on one core, beside other libraries."""
+    result = results.read("benchmark_attacks_cpu_one_core")
+    if result is None:
+        return "not run"
+    return f"{result['machine']}; jax {result['environment']['jax']}.\n\n{attack_table(result['rows'])}"
+
+
 def step_table(rows: list[dict]) -> str:
     """Median milliseconds a step, the torch time over ours, and temporary memory."""
     milliseconds = {(r["model"], r["variant"], r["framework"]): r["ms"] for r in rows}
@@ -88,10 +96,77 @@ def step_table(rows: list[dict]) -> str:
 
 
 def attack_table(rows: list[dict]) -> str:
-    """Milliseconds a step, and how many times slower than ours."""
-    own = {r["attack"]: r["ms"] for r in rows if r["framework"] == "jacreg_jax"}
-    lines = [[r["attack"], r["framework"], f"{r['ms']:.2f}", f"{r['ms'] / own[r['attack']]:.2f}"] for r in rows]
-    return results.table(["attack", "framework", "ms a step", "this / ours"], sorted(lines))
+    """Milliseconds a step, steps a second, and how many times slower than ours."""
+    network = lambda r: f"{TITLES[r.get('network', 'lenet')]}, batch {r.get('batch_size', 256)}"
+    own = {(network(r), r["attack"]): r["ms"] for r in rows if r["framework"] == "jacreg_jax"}
+    over = lambda r: f"{r['ms'] / own[network(r), r['attack']]:.2f}"
+    speeds = lambda r: [f"{r['ms']:.2f}", f"{1e3 / r['ms']:.1f}", over(r)]
+    lines = [[network(r), r["attack"], r["framework"], *speeds(r)] for r in rows]
+    order = lambda line: (line[0] != network({}), line[1], line[2] != "jacreg_jax", line[2])
+    header = ["network", "attack", "framework", "ms a step", "steps a second", "this / ours"]
+    return results.table(header, sorted(lines, key=order))
+
+
+NORM_NAMES = {"linf": "L-infinity", "l2": "L2", "l1": "L1"}
+
+
+def distance_table(rows: list[dict]) -> str:
+    """Of every attack and library: the largest and the median gap to the truth by model, and what it cost."""
+    models = list(dict.fromkeys(r["model"] for r in rows))
+    lines: dict[tuple, dict] = {}
+    for r in rows:
+        lines.setdefault((r["attack"], NORM_NAMES[r["norm"]], r["library"]), {})[r["model"]] = r
+    total = lambda found, name: sum(r[name] for r in found.values())
+    mean = lambda found, name: f"{total(found, name) / len(found):.4g}"
+    counts = lambda found: [str(total(found, name)) for name in ("below", "missed")]
+    costs = lambda found: [mean(found, "forward"), mean(found, "backward"), f"{total(found, 'seconds'):.2f}"]
+    table = [[*case, *(_gap(found[m]) for m in models), *counts(found), *costs(found)] for case, found in lines.items()]
+    header = ["attack", "norm", "library", *models, "below the truth", "not fooled", "forward", "backward", "seconds"]
+    return results.table(header, table)
+
+
+def _gap(r: dict) -> str:
+    """Median and largest, in %."""
+    return "none fooled" if r["median"] is None else f"{100 * r['median']:.2f}, {100 * r['max']:.2f}"
+
+
+def attack_distances() -> str:
+    """Gaps of minimum-norm attacks to true distances, beside other libraries."""
+    result = benchmark_result("attack_distances")
+    return "not run" if result is None else distance_table(result["rows"])
+
+
+def ensemble_table(rows: list[dict]) -> str:
+    """Seconds with all samples to the end, and with those that are left."""
+    lines = [
+        [r["attacks"], f"{r['epsilon']:g}", f"{100 * r['robust, left']:.1f} %", f"{r['all']:.1f}", f"{r['left']:.1f}"]
+        for r in rows
+    ]
+    header = ["attacks", "epsilon", "robust", "processor s, every attack on all to the end", "on those that are left"]
+    return results.table(header, lines)
+
+
+def report_table(rows: list[dict]) -> str:
+    """Seconds of every section, and those of the processor, which other programs shared."""
+    lines = [[r["section"], f"{r['seconds']:.0f}"] for r in rows]
+    return results.table(
+        ["section", "seconds"], [*lines, ["all, of the processor", f"{rows[-1]['of_the_processor']:.0f}"]]
+    )
+
+
+def attack_ensemble() -> str:
+    """What is saved where samples leave."""
+    return _with_machine("attack_ensemble", ensemble_table)
+
+
+def attack_report() -> str:
+    """What a report costs."""
+    return _with_machine("attack_report", report_table)
+
+
+def _with_machine(name: str, table) -> str:
+    result = benchmark_result(name)
+    return "not run" if result is None else f"{result['machine']}.\n\n{table(result['rows'])}"
 
 
 def benchmark_result(name: str) -> dict | None:
@@ -181,5 +256,15 @@ def imagenet_step() -> str:
     return results.table([f"ResNet-18 at 224 x 224 ({result['machine']})", "seconds", "peak memory, GiB"], lines)
 
 
-OWN = (bars, benchmark, cyclopropagation, rounding, rounded_training, input_rate, imagenet_step)
+OWN = (
+    attack_distances,
+    attack_speed,
+    bars,
+    benchmark,
+    cyclopropagation,
+    rounding,
+    rounded_training,
+    input_rate,
+    imagenet_step,
+)
 TABLES = {table.__name__: table for table in OWN}

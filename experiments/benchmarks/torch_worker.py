@@ -56,24 +56,24 @@ def _serve(pipe, threads: int):
 
 
 def _make(kind, *arguments):
-    return _make_apgd(*arguments) if kind == "apgd" else _make_step(kind, *arguments)
+    return _make_attack(*arguments) if kind == "attack" else _make_step(kind, *arguments)
 
 
-def _make_apgd(batch_size, steps):
-    """run(k) of pyautoattack's APGD on LeNet' and a batch of images, in a ball too small to fool anything."""
+def _make_attack(network, library, name, batch_size, steps):
+    """run(k) of a peer's attack on a batch of images; balls are too small to fool anything."""
     import torch
-    from pyautoattack.autopgd_base import APGDAttack
 
-    from experiments.benchmarks import torch_twin
+    from experiments.benchmarks import attack_peers, torch_twin
 
-    model = torch_twin.lenet().eval()
-    x = torch.rand(batch_size, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    model = torch_twin.MODELS[network]().eval()
+    shape = (3, 32, 32) if network == "ddnet" else (1, 28, 28)
+    x = torch.rand(batch_size, *shape, generator=torch.Generator().manual_seed(0))
     y = model(x).argmax(1)
-    attack = APGDAttack(model, n_iter=steps, norm="Linf", eps=1e-6, seed=0, device="cpu")
+    attack = attack_peers.timed(name, library, steps)
 
     def run(count):
         for _ in range(count):
-            attack.perturb(x, y)
+            attack(model, x, y)
 
     return run
 
