@@ -24,7 +24,7 @@ def files() -> dict[str, Path]:
     """
     found = {}
     folders = (HERE / "paper", HERE / "beyond", *map(Path, filter(None, os.environ.get(EXTRA, "").split(os.pathsep))))
-    inside = [HERE / "demo.py", HERE / "train.py", HERE / "sweep.py"]
+    inside = [HERE / f"{name}.py" for name in ("demo", "train", "sweep", "verify", "runbook")]
     inside += [HERE / "benchmarks" / "page.py", HERE / "benchmarks" / "sharded.py"]
     inside += [HERE / "accelerators" / "tables.py", HERE / "accelerators" / "projection.py"]
     for path in [*inside, *(path for folder in folders for path in sorted(folder.glob("[!_]*.py")))]:

@@ -19,16 +19,15 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
 
 from experiments import RUNS
 from experiments.lab import measure, record, runner, world
 from experiments.lab.batches import rows_of
 from experiments.lab.problems import PROBLEMS, Problem, images
-from experiments.lab.programs import Execution, initial_state, loss_and_optimizer, make_steps, module_of
+from experiments.lab.programs import Execution, initial_state, make_steps, module_of
 from experiments.lab.recipes import Penalised, Recipe, plain
 from experiments.lab.zoo import Model
-from jacreg_jax import evaluation, models, sharding, training
+from jacreg_jax import models, sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,7 +126,7 @@ def run(config: Config) -> list[dict]:
     how = Execution(config.part_size, mesh, config.backend, config.dtype)
     facts = {"recipe": recipe.config(), "seed": config.seed, "dtype": config.dtype, "part_size": config.part_size}
     folder = Path(config.folder or RUNS / "train" / f"{problem.name}-{record.digest(facts)}").absolute()
-    steps, optimizer, close = (*make_steps([recipe], how), None) if problem.resident else _streamed(config, recipe, how)
+    steps, optimizer, feed = (*make_steps([recipe], how), None) if problem.resident else _streamed(config, recipe, how)
     state = initial_state(recipe, config.seed, optimizer)
     data, rows = None, lambda first, count: np.arange(first, first + count)
     if problem.resident:
@@ -136,7 +135,8 @@ def run(config: Config) -> list[dict]:
     with record.run_folder(folder, facts), contextlib.ExitStack() as hold:
         keep = Keeper(config, recipe, folder)
         hold.callback(keep.close)
-        hold.callback(close or (lambda: None))
+        if feed:
+            hold.enter_context(feed)
         state, history = runner.train(
             steps,
             state if mesh is None else sharding.replicate(state, mesh),
@@ -158,32 +158,6 @@ def run(config: Config) -> list[dict]:
     return history
 
 
-def _streamed(config: Config, recipe: Recipe, how: Execution):
-    """As `make_steps`, of batches that come from worker processes; batch t is step t's, whatever happened before."""
-    from experiments.lab import streams  # Grain, an extra
-
-    own = {"lambda_jr": recipe.lambda_jr, "weight_decay": recipe.weight_decay}
-    problem = dataclasses.replace(recipe.problem, augment=None)  # the workers crop and flip
-    loss, optimizer = loss_and_optimizer(dataclasses.replace(recipe, problem=problem), **own, how=how)
-    step = training.make_train_step(loss, optimizer, mesh=how.mesh, backend=how.backend)
-    placement = None if how.mesh is None else NamedSharding(how.mesh, sharding.ON_ROWS)
-    options = {"batch_size": recipe.batch_size, "seed": config.seed, "workers": config.workers}
-    feed = streams.training(recipe.problem, placement=placement, data_dir=config.data_dir, **options)
-
-    def steps(state, data, numbers):
-        position = feed.get_state()
-        if position["next_batch"] != numbers[0]:
-            feed.set_state(position | {"next_batch": int(numbers[0])})
-        rows = []
-        for _ in numbers:
-            state, metrics = step(state, next(feed))
-            rows.append(metrics)
-        metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
-        return state, metrics | {"waiting": np.full(len(numbers), feed.rates()["waiting"])}
-
-    return steps, optimizer, feed.close
-
-
 class Keeper:
     """What is measured and kept on the way: the test set, the best model, TensorBoard, and the bar's own figures."""
 
@@ -200,8 +174,10 @@ class Keeper:
 
     def observe(self, state) -> dict:
         """Accuracy and ||J||_F of the test set; the model is kept if there was none better."""
-        model, problem = self.model(state), self.recipe.problem
-        found = self._resident(model) if problem.resident else self._streamed(model)
+        model, config = self.model(state), self.config
+        own = {"norms": config.norms, "data_dir": config.data_dir}
+        found = measure.clean(model, config.seed, **own, workers=config.workers, batch_size=self.recipe.batch_size)
+        found |= {f"jacobian_norm_{name}": value for name, value in found.pop("jacobian_norm", {}).items()}
         row = {"step": int(np.max(state.step))} | {f"test_{name}": value for name, value in found.items()}
         if row["test_accuracy"] > self.best:
             self.best = row["test_accuracy"]
@@ -234,23 +210,11 @@ class Keeper:
         if self.board is not None:
             self.board.close()
 
-    def _resident(self, model: Model) -> dict:
-        found = measure.clean(model, self.config.seed, norms=self.config.norms, data_dir=self.config.data_dir)
-        norms = found.pop("jacobian_norm", {})
-        return found | {f"jacobian_norm_{name}": value for name, value in norms.items()}
 
-    def _streamed(self, model: Model) -> dict:
-        from experiments.lab import streams
+def _streamed(config: Config, recipe: Recipe, how: Execution):
+    from experiments.lab import streams  # Grain, an extra
 
-        options = {"batch_size": self.recipe.batch_size, "data_dir": self.config.data_dir}
-        test = lambda: streams.evaluation(model.problem, workers=self.config.workers, **options)
-        found = {"accuracy": streams.accuracy(model.raw_f, test())}
-        if self.config.norms:
-            with test() as feed:
-                x = next(feed)["image"][: self.config.norms]
-            norms = evaluation.jacobian_norms(model.f, model.problem.preprocessing.normalize(x), batch_size=len(x))
-            found |= {f"jacobian_norm_{k}": v for k, v in evaluation.norm_summary(norms).items()}
-        return found
+    return streams.make_steps(recipe, config.seed, how, workers=config.workers, data_dir=config.data_dir)
 
 
 def _has_statistics(recipe: Recipe) -> bool:

@@ -11,8 +11,9 @@ from pathlib import Path
 # the modules that are mutated; of `jacobian`, `penalties`, ... also those that they stand on
 MODULES = {"jacobian.py", "probes.py", "rows.py", "mean_norm.py", "penalty.py", "penalties.py", "relatives.py"}
 MODULES |= {"cyclopropagation.py", "training.py", "supervised.py", "metrics.py", "guard.py", "accumulation.py"}
-MODULES |= {"sharding.py", "attacks", "certify.py", "interval_rules.py", "intervals.py", "masking.py", "evaluation.py"}
-MODULES |= {"attack_runs.py", "fooling.py", "batches.py", "decision_cells.py", "pooled_convolution.py", "convolution"}
+MODULES |= {"sharding.py", "shares.py", "collectives.py", "attacks", "attack_runs.py", "certify.py", "evaluation.py"}
+MODULES |= {"interval_rules.py", "intervals.py", "masking.py", "fooling.py", "batches.py", "decision_cells.py"}
+MODULES |= {"pooled_convolution.py", "convolution"}
 COMPARISONS = {ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq}
 OPERATORS = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Mod: ast.Mult}
 OPERATORS |= {ast.FloorDiv: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd}

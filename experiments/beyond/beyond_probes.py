@@ -67,7 +67,7 @@ def run(config: Config):
     if not config.timed:
         return
     ((name, settings),) = files(config).items()
-    path = config.out / f"{name}.json"
+    path = config.results / f"{name}.json"
     if not record.is_done(path, settings):
         found = {"milliseconds": measure.milliseconds(recipes(config), config), "environment": record.environment()}
         record.write_json(path, {"config": settings} | found)
@@ -76,10 +76,11 @@ def run(config: Config):
 
 def table() -> str:
     """Accuracy, norm and time by variant."""
-    times = (results.read("beyond_probes/milliseconds") or {"milliseconds": {}})["milliseconds"]
+    folder = results.longest("beyond_probes")
+    times = (results.read(f"{folder}/milliseconds") or {"milliseconds": {}})["milliseconds"]
     rows = []
     for name in VARIANTS:
-        file = f"beyond_probes/{record.slug(name)}"
+        file = f"{folder}/{record.slug(name)}"
         found = results.models(file)
         rows.append(
             [

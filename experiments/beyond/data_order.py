@@ -56,7 +56,7 @@ def table() -> str:
     """Models of all samples by the order of their batches, other things equal."""
     rows = []
     for (name, label), order in itertools.product(NAMES.items(), get_args(Order)):
-        file = f"data_order/{name}-{record.slug(order)}"
+        file = f"{results.longest('data_order')}/{name}-{record.slug(order)}"
         if found := results.models(file):
             shares = [results.spread([100 * m[k] for m in found], 2) for k in ("accuracy", "usps")]
             norms = results.spread(list(map(results.norm, found)), 2)

@@ -125,7 +125,7 @@ def run(config: Config):
             for seed in seeds:
                 yield seed, measure(config, settings, train(config, settings, seed, data), seed, test)
 
-        fill_file(config.out / f"{name}.json", settings, range(config.seeds), compute)
+        fill_file(config.results / f"{name}.json", settings, range(config.seeds), compute)
 
 
 def table() -> str:

@@ -36,7 +36,7 @@ def fill(cells: Iterable[Cell], options: Options) -> dict[str, dict[str, dict]]:
     cells, found = list(cells), {}
     beside = dict.fromkeys(cell.recipe for cell in cells)
     for cell in cells:
-        path = Path(options.out) / f"{cell.name}.json"
+        path = options.results / f"{cell.name}.json"
         check_weights(cell, path, options)
 
         def compute(seeds, cell=cell):

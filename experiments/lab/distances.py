@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from experiments.lab import disk, record
 from experiments.lab.options import Options
-from experiments.lab.problems import MNIST_LENET, Problem, images
+from experiments.lab.problems import MNIST_LENET, Problem, held_out
 from experiments.lab.zoo import Model
 from jacreg_jax import attacks, evaluation
 
@@ -86,7 +86,7 @@ def find(model: Model, seed: int, attack: Attack, num_samples: int, options: Opt
     config = {"weights": model.weights, "problem": model.problem.name, "seed": seed, "attack": attack.resolved()}
     folder = Path(options.runs) / "attacks" / record.digest(config)
     _tell_of_old(Path(options.runs) / "attacks")
-    test = images(model.problem, "test", options.data_dir)
+    test = held_out(model.problem, num_samples, options.data_dir, options.workers)
     starts = range(0, min(num_samples, len(test["label"])), BLOCK)
     parts = []
     if record.kept(folder / "config.json", record.read_json) is None:  # the folder's name says all that it does
@@ -150,10 +150,10 @@ def robust_after(model: Model, seed: int, *, norm: str, epsilon: float, num_quer
     found = record.kept(path, record.read_json)
     if found is not None and record.is_done(path, config):
         return found["robust"]
-    test, chain = images(model.problem, "test", options.data_dir), ensemble(norm, num_queries)
     if not len(left):
-        return dict.fromkeys(chain, 0)
-    rows = np.asarray(left)
+        return dict.fromkeys(ensemble(norm, num_queries), 0)
+    test = held_out(model.problem, max(left) + 1, options.data_dir, options.workers)
+    chain, rows = ensemble(norm, num_queries), np.asarray(left)
     x, y = model.problem.attack_space(test["image"][rows]), test["label"][rows]
     key = jax.random.key(seed)
     _, robust = evaluation.worst_case(chain, model.raw_f, x, y, key, batch_size=BLOCK, epsilon=epsilon)

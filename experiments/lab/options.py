@@ -18,7 +18,8 @@ class Options:
     seeds: int = 5
     """Models of each cell: seeds 0, 1, ..."""
     num_steps: int | None = None
-    """Shorter training, the quenches at the same shares of it; None: the paper's length."""
+    """Shorter training, the quenches at the same shares of it, its results in a folder of their own, OUT/STEPS-steps;
+    None: the paper's length."""
     data_dir: str | None = None
     """Prepared tensorflow-datasets folder; default TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     out: Path = RESULTS
@@ -35,6 +36,8 @@ class Options:
     """How a batch is spread: the same numbers by all three."""
     hosts: Hosts = Hosts()  # noqa: RUF009  frozen
     """The other processes of the same command."""
+    workers: int = 4
+    """Processes that read, decode and crop the images of data that do not fit into memory; 0: this one."""
     dispatch: int = 50
     """Training steps compiled into one call."""
     checkpoint_every: int = 5000
@@ -42,10 +45,17 @@ class Options:
     """Samples differentiated at once: on CPU 25 are faster than the full batches of few-shot cells, being in the cache.
     The same numbers up to rounding, but dropout draws a mask for each part. None: the whole batch."""
 
+    @property
+    def results(self) -> Path:
+        """Where results lie: those of another length than the experiment's own apart, in STEPS-steps."""
+        own = type(self).num_steps
+        return Path(self.out) / ("" if self.num_steps == own else f"{self.num_steps}-steps")
+
     def __post_init__(self):
         for name, value in vars(self).items():
-            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            least = 0 if name == "workers" else 1
+            if isinstance(value, int) and not isinstance(value, bool) and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Problem:
         weight_decay: of the regularizer "L2".
         dropout_rate: of the regularizer "dropout"; None where the network takes none.
         lambda_jr: of the regularizer "Jacobian".
+        penalised: what that is the Jacobian of, see `recipes.Recipe`.
         max_epsilon: adversarial training by FGSM with epsilon ~ U[0, max_epsilon], raw pixels.
         initialization: of the parameters.
         pgd_radius: L-infinity, raw pixels.
@@ -51,6 +52,7 @@ class Problem:
     weight_decay: float = 5e-4
     dropout_rate: float | None = 0.5
     lambda_jr: float = 0.01
+    penalised: str = "as trained"
     max_epsilon: float = 0.01
     initialization: str = "xavier"
     pgd_radius: float = 32 / 255
@@ -58,6 +60,10 @@ class Problem:
     attack_preprocessing: Preprocessing | None = None
     augment: Callable | None = None
     resident: bool = True
+
+    def folder(self, figure: str) -> str:
+        """Of the results of a figure that the paper draws for several networks; LeNet' came first."""
+        return figure if self.name == "mnist_lenet" else f"{figure}_{self.name}"
 
     def attack_space(self, raw):
         """Raw pixels of the data as the attacks' raw pixels: the same, but where attack_preprocessing is another map.
@@ -110,6 +116,7 @@ CIFAR10_RESNET18 = Problem(
     network=lambda dropout_rate, initialization: ResNet18(),
     learning_rate=0.1,
     dropout_rate=None,
+    penalised="batch statistics",
     initialization="torch",
     pgd_radius=16 / 255,
 )
@@ -125,6 +132,7 @@ IMAGENET_RESNET18 = Problem(
     quench_every=30 * 5004,
     weight_decay=1e-4,
     dropout_rate=None,
+    penalised="batch statistics",
     initialization="torch",
     pgd_radius=16 / 255,
     num_attacked=10_000,
@@ -147,3 +155,16 @@ def images(problem: Problem, split: str, data_dir: str | None = None, dataset: s
         pixels = datasets.resize_bilinear(pixels, problem.shape[0])
     place = jnp.asarray if problem.resident else (lambda array: array)
     return {"image": place(datasets.from_uint8(pixels)), "label": place(labels)}
+
+
+@functools.lru_cache(maxsize=4)
+def held_out(problem: Problem, count: int | None = None, data_dir: str | None = None, workers: int = 0) -> dict:
+    """The first images of the test set, as `images` has them; None: all.
+
+    Those of a problem that is not resident are read by so many worker processes, and stay on the host.
+    """
+    if problem.resident:
+        return {name: array[:count] for name, array in images(problem, "test", data_dir).items()}
+    from experiments.lab import streams  # Grain, an extra
+
+    return streams.first(problem, "test", count, workers=workers, data_dir=data_dir)

@@ -52,10 +52,17 @@ def loss_and_optimizer(recipe: Recipe, *, lambda_jr, weight_decay, how: Executio
     return loss, training.sgd(schedule, weight_decay=weight_decay)
 
 
-def penalty_of(recipe: Recipe, computed: Callable = lambda apply: apply) -> Callable:
-    """The penalty of a recipe, see `jacreg_jax.penalties`; computed: what another form of the model is wrapped in."""
+def penalty_of(recipe: Recipe, computed: Callable = lambda apply: apply, chunk_size: int | None = None) -> Callable:
+    """The penalty of a recipe, see `jacreg_jax.penalties`.
+
+    Args:
+        recipe: of the model.
+        computed: what another form of the model is wrapped in.
+        chunk_size: vector-Jacobian products at once; None: the library's own choice.
+    """
     exact = recipe.num_projections == "exact"
-    penalty = penalties.exact() if exact else penalties.projected(recipe.num_projections, recipe.probe)
+    projected = lambda: penalties.projected(recipe.num_projections, recipe.probe, chunk_size)
+    penalty = penalties.exact(chunk_size) if exact else projected()
     if recipe.sample_fraction < 1:
         penalty = penalties.on_part(recipe.sample_fraction, penalty)
     # without dropout the same numbers, for a forward pass less

@@ -99,12 +99,17 @@ def plain(problem: Problem) -> Recipe:
     return Recipe(problem=problem, **{name: getattr(problem, name) for name in protocol})
 
 
+def jacobian(problem: Problem, lambda_jr: float) -> dict:
+    """The fields of a recipe with the Jacobian penalty of some size; 0: without it."""
+    return {"lambda_jr": lambda_jr} | ({"penalised": problem.penalised} if lambda_jr else {})
+
+
 def regularizers(problem: Problem) -> dict[str, Recipe]:
     """The rows of Tables 1 and 3: none, L2, dropout where the network takes it, Jacobian, and all combined."""
     terms = {"L2": {"weight_decay": problem.weight_decay}}
     if problem.dropout_rate is not None:
         terms["dropout"] = {"dropout_rate": problem.dropout_rate}
-    terms["Jacobian"] = {"lambda_jr": problem.lambda_jr}
+    terms["Jacobian"] = jacobian(problem, problem.lambda_jr)
     terms["all"] = {name: value for term in list(terms.values()) for name, value in term.items()}
     return {name: dataclasses.replace(plain(problem), **term) for name, term in ({"none": {}} | terms).items()}
 
@@ -114,7 +119,7 @@ def defences(problem: Problem) -> dict[str, Recipe]:
     base = dataclasses.replace(
         plain(problem), weight_decay=problem.weight_decay, dropout_rate=problem.dropout_rate or 0.0
     )
-    trained, penalised = {"max_epsilon": problem.max_epsilon}, {"lambda_jr": problem.lambda_jr}
+    trained, penalised = {"max_epsilon": problem.max_epsilon}, jacobian(problem, problem.lambda_jr)
     terms = {"none": {}, "adversarial": trained, "Jacobian": penalised, "both": trained | penalised}
     return {name: dataclasses.replace(base, **term) for name, term in terms.items()}
 

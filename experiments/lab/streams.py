@@ -10,15 +10,21 @@
 The images are cropped and flipped in the workers, so a recipe for such a problem needs no `augment` of its own.
 """
 
+import dataclasses
+import sys
 from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
 
 from experiments.lab import world
 from experiments.lab.problems import Problem
-from jacreg_jax import datasets
+from experiments.lab.programs import Execution, loss_and_optimizer
+from experiments.lab.recipes import Recipe
+from jacreg_jax import datasets, sharding, training as train
 from jacreg_jax.datasets import images, streams
 from jacreg_jax.predictions import predicted_class
 
@@ -78,8 +84,52 @@ def evaluation(
     return streams.to_devices(batches, placement, convert=as_raw)
 
 
+def make_steps(recipe: Recipe, seed: int, how: Execution, *, workers: int, data_dir: str | None = None):
+    """(steps, optimizer, feed): as `programs.make_steps`, of batches that come from worker processes.
+
+    Batch t is step t's, whatever happened before.
+    """
+    own = {"lambda_jr": recipe.lambda_jr, "weight_decay": recipe.weight_decay}
+    problem = dataclasses.replace(recipe.problem, augment=None)  # the workers crop and flip
+    loss, optimizer = loss_and_optimizer(dataclasses.replace(recipe, problem=problem), **own, how=how)
+    step = train.make_train_step(loss, optimizer, mesh=how.mesh, backend=how.backend)
+    placement = None if how.mesh is None else NamedSharding(how.mesh, sharding.ON_ROWS)
+    options = {"batch_size": recipe.batch_size, "seed": seed, "workers": workers, "data_dir": data_dir}
+    feed = training(recipe.problem, placement=placement, **options)
+
+    def steps(state, data, numbers):
+        position = feed.get_state()
+        if position["next_batch"] != numbers[0]:
+            feed.set_state(position | {"next_batch": int(numbers[0])})
+        rows = []
+        for _ in numbers:
+            state, metrics = step(state, next(feed))
+            rows.append(metrics)
+        metrics = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+        return state, metrics | {"waiting": np.full(len(numbers), feed.rates()["waiting"])}
+
+    return steps, optimizer, feed
+
+
+def first(problem: Problem, split: str, count: int | None, *, batch_size: int = 256, **options) -> dict:
+    """{"image": raw [N, H, W, C], "label": [N]} on the host: the first images of a split, as they are evaluated."""
+    found, count = [], sys.maxsize if count is None else count
+    with evaluation(problem, split, batch_size=min(batch_size, count), **options) as feed:
+        for batch in feed:
+            real = np.asarray(batch["weight"]) > 0
+            found.append({name: np.asarray(batch[name])[real] for name in ("image", "label")})
+            if sum(len(part["label"]) for part in found) >= count:
+                break
+    return {name: np.concatenate([part[name] for part in found])[:count] for name in ("image", "label")}
+
+
 def accuracy(f: Callable, feed: streams.Feed) -> float:
     """Share of the images of a pass that f, raw pixels -> logits, gets right; of all hosts. Closes the feed."""
+    return counted(f, feed)[0]
+
+
+def counted(f: Callable, feed: streams.Feed) -> tuple[float, int]:
+    """The same, and of how many images."""
     f = f if isinstance(f, jax.tree_util.Partial) else jax.tree_util.Partial(f)  # new parameters do not compile anew
     right = total = 0.0
     with feed:
@@ -87,7 +137,7 @@ def accuracy(f: Callable, feed: streams.Feed) -> float:
             found = _counts(f, batch)
             right, total = right + float(found[0]), total + float(found[1])
     right, total = world.total([right, total])
-    return right / total
+    return right / total, round(total)
 
 
 @jax.jit

@@ -1,5 +1,6 @@
 """The models of the experiments: trained once by recipe and seed, kept in runs/models, shared by all experiments."""
 
+import contextlib
 import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,8 +39,14 @@ class Model:
         return predictor(module_of(plain(self.problem)), self.params, self.model_state)
 
     @property
+    def image_f(self) -> Callable:
+        """The same of the data's raw pixels."""
+        module, normalize = module_of(plain(self.problem)), self.problem.preprocessing.normalize
+        return predictor(module, self.params, self.model_state, preprocess=normalize)
+
+    @property
     def raw_f(self) -> Callable:
-        """The same of raw pixels, those that attacks move (see `Problem.attack_space`)."""
+        """The same of those raw pixels that attacks move (see `Problem.attack_space`)."""
         preprocessing = self.problem.attack_preprocessing or self.problem.preprocessing
         module = module_of(plain(self.problem))
         return predictor(module, self.params, self.model_state, preprocess=preprocessing.normalize)
@@ -169,22 +176,20 @@ def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch:
     """Train the members in their folder, and write what of their models is not there yet."""
     together, (recipe, _) = len(members) > 1, members[0]
     run = _run_folder(members, options, watch)
-    data = images(recipe.problem, "train", options.data_dir)
     mesh = _mesh(options, len(members))
     how = Execution(options.part_size, mesh, options.backend)
-    steps, optimizer = make_steps([recipe for recipe, _ in members], how)
+    steps, optimizer, data, rows, feed = (_resident if recipe.problem.resident else _streamed)(members, options, how)
     states = [initial_state(*member, optimizer) for member in members]
-    rows = [rows_of(*member, np.asarray(data["label"])) for member in members]
     names = [f"{recipe.describe()}, seed {seed}" for recipe, seed in members]
     model_of = lambda state: Model(recipe.problem, *world.here((state.params, state.model_state)))
     state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if together else states[0]
     if mesh is not None and not together:
         state = sharding.replicate(state, mesh)
-    with record.run_folder(run, _config(members, options)):
+    with record.run_folder(run, _config(members, options)), feed:
         state, history = runner.train(
             steps,
             state,
-            world.placed(data, mesh) if recipe.problem.resident else data,
+            data,
             (lambda first, count: np.stack([r(first, count) for r in rows])) if together else rows[0],
             num_steps=recipe.num_steps,
             dispatch=options.dispatch,
@@ -201,6 +206,23 @@ def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch:
         if not path.exists():
             last = {k: v[i] if together and k not in ("step", "ms_per_step") else v for k, v in history[-1].items()}
             _write(path, model_of(own), {"config": _config([member], options)["members"][0], "last": last}, run)
+
+
+def _resident(members: Sequence[tuple[Recipe, int]], options: Options, how: Execution):
+    """Steps, optimizer, data on the devices, the rows of each member's batches, and nothing to leave."""
+    steps, optimizer = make_steps([recipe for recipe, _ in members], how)
+    data = images(members[0][0].problem, "train", options.data_dir)
+    rows = [rows_of(*member, np.asarray(data["label"])) for member in members]
+    return steps, optimizer, world.placed(data, how.mesh), rows, contextlib.nullcontext()
+
+
+def _streamed(members: Sequence[tuple[Recipe, int]], options: Options, how: Execution):
+    """The same of one member, whose rows are the numbers of its batches."""
+    from experiments.lab import streams  # Grain, an extra
+
+    ((recipe, seed),) = members
+    steps, optimizer, feed = streams.make_steps(recipe, seed, how, workers=options.workers, data_dir=options.data_dir)
+    return steps, optimizer, None, [lambda start, count: np.arange(start, start + count)], feed
 
 
 def _mesh(options: Options, members: int):

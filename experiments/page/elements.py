@@ -23,13 +23,17 @@ def missing(why: str) -> Callable[[], tuple[State, str]]:
     return lambda: ("not run", why)
 
 
-def of_cells(cells: Iterable[tuple[list[float], results.Paper]]) -> tuple[State, str]:
-    """The state of a table: outside where a cell differs, unsettled where one holds a single model."""
+def of_cells(cells: Iterable[tuple]) -> tuple[State, str]:
+    """The state of a table: outside where a cell differs, unsettled where one holds a single model.
+
+    Args:
+        cells: what `results.differs` is asked with, each.
+    """
     cells = list(cells)
-    ran = [(values, paper) for values, paper in cells if values]
+    ran = [cell for cell in cells if cell[0]]
     if not ran:
         return "not run", ""
-    outside, seeds = sum(results.differs(*cell) for cell in ran), [len(values) for values, _ in ran]
+    outside, seeds = sum(results.differs(*cell) for cell in ran), [len(values) for values, *_ in ran]
     note = f"{outside} of {len(ran)} cells differ" if outside else f"none of {len(ran)} cells differs"
     note += f", {min(seeds)} to {max(seeds)} models each"
     note += f"; {len(cells) - len(ran)} not run" * (len(cells) > len(ran))

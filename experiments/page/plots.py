@@ -89,6 +89,12 @@ def save(figure, path: Path) -> None:
     partial.replace(path)
 
 
+def say_length(figure, steps: int, full: int) -> None:
+    """Above a figure of shorter trainings than the paper's."""
+    if steps != full:
+        figure.suptitle(length(steps, full), y=1.0, fontsize=10)
+
+
 def length(steps: int, full: int) -> str:
     """Of a training, beside the paper's."""
     return f"{steps:,} training steps" + f", {steps / full:.2g} of the paper's" * (steps != full)

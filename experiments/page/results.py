@@ -52,6 +52,18 @@ def names(pattern: str) -> list[str]:
     return sorted(str(path.relative_to(RESULTS).with_suffix("")) for path in RESULTS.glob(f"{pattern}.json"))
 
 
+def shorter(folder: str) -> str:
+    """The folder of the longest trainings that are shorter than the paper's; `folder` itself where there are none."""
+    steps = lambda path: int(path.parent.name.removesuffix("-steps"))
+    found = sorted(RESULTS.glob(f"*-steps/{folder}"), key=steps)
+    return str(found[-1].relative_to(RESULTS)) if found else folder
+
+
+def longest(folder: str) -> str:
+    """A folder of results of full length, or where there is none, that of the longest shorter training."""
+    return folder if (RESULTS / folder).exists() else shorter(folder)
+
+
 def config(name: str) -> dict:
     """The configuration of a result file; empty where it was not run."""
     return (read(name) or {"config": {}})["config"]
@@ -100,18 +112,39 @@ def interval(values: Iterable[float]) -> tuple[float, float | None]:
     return float(values.mean()), float(half)
 
 
-def spread(values: list[float], digits: int) -> str:
-    """Mean, half of the 95 % interval and number of seeds."""
+def sampling_error(models: Iterable[dict], value: Callable[[dict], float]) -> float:
+    """Standard error of the mean of accuracies (%) or norms that stems from the test images; 0 where all were at hand.
+
+    Models are tested on the same images, so more models do not lessen it. Of n out of N images, drawn without
+    replacement: sqrt(p (1 - p) / n (1 - n / N)) for a share p, and sd(||J||) / sqrt(n) sqrt(1 - n / N) for the norm.
+    """
+    models = [m for m in models if "test_images" in m]
+    if not models:
+        return 0.0
+    used, whole = models[0]["test_images"], models[0]["of_test_images"]
+    left = np.sqrt((1 - used / whole) / used)
+    if value is percent:
+        share = np.mean([m["accuracy"] for m in models])
+        return float(100 * np.sqrt(share * (1 - share)) * left)
+    norms = [m["jacobian_norm"] for m in models]
+    return float(np.sqrt(np.mean([max(n["rms"] ** 2 - n["mean"] ** 2, 0) for n in norms])) * left)
+
+
+def spread(values: list[float], digits: int, sampling: float = 0.0) -> str:
+    """Mean, half of the 95 % interval, of the test images too where only some were at hand, and number of seeds."""
     if not values:
         return "not run"
     if np.isinf(values).any():
         return f"not reached by {np.isinf(values).sum()} of {len(values)}"
     mean, half = interval(values)
+    half = None if half is None else np.hypot(half, stats.norm.ppf(0.975) * sampling)
     return f"{mean:.{digits}f}" + ("" if half is None else f" ± {half:.{digits}f}") + f" ({len(values)})"
 
 
-def differs(values: list[float], paper: Paper) -> bool:
+def differs(values: list[float], paper: Paper, sampling: float = 0.0) -> bool:
     """Whether the means differ at the 5 % level, by Welch's t; one model alone: whether it is none of the paper's.
+
+    sampling, the standard error of `sampling_error`, widens both.
 
     The paper's standard deviation follows from its interval, taken as Student's t over its models; its rounding to one
     decimal widens both.
@@ -125,12 +158,12 @@ def differs(values: list[float], paper: Paper) -> bool:
         own = np.var(values, ddof=1) / len(values)
         freedom = (square + own) ** 2 / (square**2 / (count - 1) + own**2 / (len(values) - 1))
         square += own
-    return bool(abs(np.mean(values) - mean) > stats.t.ppf(0.975, freedom) * np.sqrt(square + rounding))
+    return bool(abs(np.mean(values) - mean) > stats.t.ppf(0.975, freedom) * np.sqrt(square + rounding + sampling**2))
 
 
-def compare(values: list[float], paper: Paper) -> str:
+def compare(values: list[float], paper: Paper, sampling: float = 0.0) -> str:
     """Ours (seeds), with a mark where it differs from the paper's."""
-    return spread(values, 1) + " **!**" * (bool(values) and differs(values, paper))
+    return spread(values, 1, sampling) + " **!**" * (bool(values) and differs(values, paper, sampling))
 
 
 def paired(first: dict[str, dict], second: dict[str, dict], value: Callable[[dict], float]) -> list[float]:
@@ -141,6 +174,11 @@ def paired(first: dict[str, dict], second: dict[str, dict], value: Callable[[dic
 def percent(model: dict) -> float:
     """Accuracy in %."""
     return 100 * model["accuracy"]
+
+
+def num_steps(folder: str) -> int:
+    """Of the training of the models of a folder of results."""
+    return config(names(f"{folder}/*")[0])["recipe"]["num_steps"]
 
 
 def steps(recipe: dict) -> str:

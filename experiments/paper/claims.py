@@ -1,4 +1,4 @@
-"""What the paper claims beside its tables and figures, and the figures that have no experiment here yet."""
+"""What the paper claims beside its tables and figures."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import numpy as np
 from experiments.lab.problems import MNIST_LENET
 from experiments.lab.recipes import regularizers
 from experiments.page import results
-from experiments.page.elements import Element, State, missing
+from experiments.page.elements import Element, State
 
 
 def norms(name: str) -> list[float]:
@@ -65,6 +65,4 @@ ELEMENTS = [
         "the penalty's gradient in closed form, cyclopropagation",
         lambda: ("reproduced", "equals automatic differentiation, tests/test_cyclopropagation.py"),
     ),
-    Element("Figure S4", "as Figure 3, ResNet-18 on CIFAR-10", missing("no experiment yet")),
-    Element("Figure S7", "robustness by lambda_jr, ResNet-18 on ImageNet", missing("no experiment yet, and no data")),
 ]

@@ -60,7 +60,7 @@ def files(config: Config) -> dict[str, dict]:
 def run(config: Config):
     """Draw random test samples that all models get right, and map each model's cells around them."""
     for figure, (file, written) in zip(config.figures, files(config).items(), strict=True):
-        path = config.out / f"{file}.json"
+        path = config.results / f"{file}.json"
         if record.is_done(path, written):
             print(f"read from {path}, nothing trained; --out FOLDER to run it")
             continue

@@ -21,7 +21,7 @@ from experiments.page.elements import Element, of_claim
 from experiments.paper.numbers import FULL
 
 VARIANTS = {"exact": "exact", "n = 1": 1, "n = 3": 3}
-FILES = {name: f"figure2/{name.replace(' = ', '')}" for name in VARIANTS}
+FILES = {name: name.replace(" = ", "") for name in VARIANTS}
 COLOURS = {"exact": "#17becf", "n = 1": "#1f77b4", "n = 3": "#ff4500"}
 
 
@@ -59,7 +59,7 @@ def cells(config: Config) -> list[Cell]:
         )
         settings = {"norms": config.norms, "every": every}
         of_run = partial(curve, recipe=recipe, watch=watch, config=config)
-        found.append(Cell(FILES[name], recipe, range(config.seeds), settings, of_run, watch))
+        found.append(Cell(f"figure2/{FILES[name]}", recipe, range(config.seeds), settings, of_run, watch))
     return found
 
 
@@ -69,9 +69,14 @@ def curve(model: zoo.Model, seed: int, *, recipe: Recipe, watch: zoo.Watch, conf
     return {"curve": [{"step": row["step"], **row["test"]} for row in rows]}
 
 
+def file(name: str) -> str:
+    """The result of a variant, at the greatest length that was run."""
+    return f"{results.longest('figure2')}/{FILES[name]}"
+
+
 def last(name: str) -> list[dict]:
     """The last points of a variant's curves."""
-    return [model["curve"][-1] for model in results.models(FILES[name])]
+    return [model["curve"][-1] for model in results.models(file(name))]
 
 
 def table() -> str:
@@ -92,13 +97,13 @@ def table() -> str:
 
 def figure():
     """During training; None where nothing was run."""
-    found = {name: results.models(FILES[name]) for name in VARIANTS}
+    found = {name: results.models(file(name)) for name in VARIANTS}
     if not any(found.values()):
         return None
     drawing, axes = plt.subplots(1, 2, figsize=(10, 3.6))
     for name, seeds in found.items():
         if seeds:
-            recipe, steps = results.config(FILES[name])["recipe"], [point["step"] for point in seeds[0]["curve"]]
+            recipe, steps = results.config(file(name))["recipe"], [point["step"] for point in seeds[0]["curve"]]
             for axis, value in zip(axes, (results.percent, results.norm), strict=True):
                 plots.band(axis, steps, [list(map(value, m["curve"])) for m in seeds], COLOURS[name], name)
     for axis in axes:
@@ -127,6 +132,6 @@ ELEMENTS = [
     Element(
         "Figure 2",
         "exact penalty and one projection end at the same accuracy and ‖J‖_F (here: within 0.1 points and 5 %)",
-        lambda: of_claim(FILES["n = 1"], holds, MNIST_LENET.num_steps, FULL),
+        lambda: of_claim(file("n = 1"), holds, MNIST_LENET.num_steps, FULL),
     )
 ]

@@ -1,13 +1,15 @@
-"""Figure S5 (a, d): test error against fooling distance under white noise, FGSM, PGD and CW, without and with defence.
+"""Figure S5: test error against fooling distance under white noise, FGSM, PGD and CW, without and with defence.
 
-Command:    python -m experiments figure_s5
-Paper:      curves only: CW > PGD > FGSM > white noise in strength; a kink where PGD meets its cap of 32/255.
-Time:       2 CPU cores: some 10 minutes a model, nearly all CW; nothing where figure3 has run.
-Leaves:     experiments/results/figure_s5/ATTACK-DEFENCE.json, by seed.
+Command:    python -m experiments figure_s5 [--problem cifar10_ddnet --num-steps 15000]
+Paper:      curves only: CW > PGD > FGSM > white noise in strength; a kink where PGD meets its cap of 32/255 (MNIST).
+Panels:     (a, d) LeNet' on MNIST, (b, e) DDNet, (c, f) ResNet-18 on CIFAR-10.
+Time:       2 CPU cores, LeNet': some 10 minutes a model, nearly all CW; nothing where figure3, S3 or S4 has run.
+Leaves:     experiments/results/figure_s5[_PROBLEM]/ATTACK-DEFENCE.json, by seed.
 """
 
 import dataclasses
 import itertools
+from functools import partial
 from typing import Literal
 
 import matplotlib.pyplot as plt
@@ -15,22 +17,24 @@ import numpy as np
 
 from experiments.lab import options, record
 from experiments.lab.cells import Cell
-from experiments.lab.problems import MNIST_LENET
+from experiments.lab.problems import PROBLEMS, Problem
 from experiments.lab.recipes import defences
 from experiments.page import plots, results
-from experiments.page.elements import Element, missing, of_claim
+from experiments.page.elements import Element, State, of_claim
 from experiments.paper.numbers import FULL
 from experiments.studies.robustness import attack_cell
 
 ATTACKS, PANELS = ("white noise", "FGSM", "PGD", "CW"), ("none", "both")
+NETWORKS = {"mnist_lenet": "LeNet', MNIST", "cifar10_ddnet": "DDNet, CIFAR-10", "cifar10_resnet18": "ResNet-18"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Config(options.Options):
     """The defaults are the paper's."""
 
+    problem: Literal["mnist_lenet", "cifar10_ddnet", "cifar10_resnet18"] = "mnist_lenet"
     defences: tuple[Literal["none", "both"], ...] = PANELS
-    """none: L2 and dropout; both: with Jacobian regularization and adversarial training."""
+    """none: L2, and dropout but in ResNet-18; both: with Jacobian regularization and adversarial training."""
     attacks: tuple[Literal["white noise", "FGSM", "PGD", "CW"], ...] = ATTACKS
     num_attacked: int = 1000
 
@@ -40,56 +44,78 @@ QUICK = options.QUICK | {"defences": ("none",), "attacks": ("white noise", "FGSM
 
 def cells(config: Config) -> list[Cell]:
     """Defence by defence."""
-    bases = defences(MNIST_LENET)
+    problem = PROBLEMS[config.problem]
+    folder, bases = problem.folder("figure_s5"), defences(problem)
     pairs = itertools.product(config.defences, config.attacks)
-    return [attack_cell(f"figure_s5/{record.slug(a)}-{name}", bases[name], a, config) for name, a in pairs]
+    return [attack_cell(f"{folder}/{record.slug(a)}-{name}", bases[name], a, config) for name, a in pairs]
 
 
-def models(defence: str) -> dict[str, list[dict]]:
+def folder(problem: Problem) -> str:
+    """Of the results of a network."""
+    return results.longest(problem.folder("figure_s5"))
+
+
+def models(problem: Problem, defence: str) -> dict[str, list[dict]]:
     """Of each attack."""
-    return {attack: results.models(f"figure_s5/{record.slug(attack)}-{defence}") for attack in ATTACKS}
+    return {attack: results.models(f"{folder(problem)}/{record.slug(attack)}-{defence}") for attack in ATTACKS}
 
 
 def table() -> str:
     """Median fooling distance by attack."""
     rows = []
-    for name in PANELS:
-        found = [list(map(results.median, seeds)) for seeds in models(name).values()]
-        rows.append([results.DEFENCE_NAMES[name], *(results.spread(values, 2) for values in found)])
-    return results.table(["median L2 distance", *ATTACKS], rows)
+    for network, name in itertools.product(NETWORKS, PANELS):
+        by_attack = models(PROBLEMS[network], name)
+        ran = next((f"{folder(PROBLEMS[network])}/{record.slug(a)}-{name}" for a in ATTACKS if by_attack[a]), None)
+        steps = results.steps(results.config(ran)["recipe"]) if ran else "not run"
+        found = [list(map(results.median, seeds)) for seeds in by_attack.values()]
+        medians = (results.spread(values, 2) for values in found)
+        rows.append([NETWORKS[network], results.DEFENCE_NAMES[name], steps, *medians])
+    return results.table(["median L2 distance", "defence", "steps", *ATTACKS], rows)
 
 
 def figure():
-    """Test error against fooling distance, without and with defence."""
-    found = {name: models(name) for name in PANELS}
-    if not any(seeds for by_attack in found.values() for seeds in by_attack.values()):
+    """Test error against fooling distance: a column for each network; None without results."""
+    if not any(results.names(f"{folder(PROBLEMS[network])}/*") for network in NETWORKS):
         return None
-    drawing, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True)
-    grid = np.linspace(0, 10, 401)
-    for axis, (name, by_attack) in zip(axes, found.items(), strict=True):
-        for attack, seeds in by_attack.items():
-            if seeds:
-                curves = [plots.fooled_within(results.distances(m), grid) for m in seeds]
-                plots.band(axis, grid, curves, plots.ATTACK_COLOURS[attack], attack)
-        title = {"none": "(a) L2 and dropout", "both": "(d) + Jacobian and adversarial training"}[name]
-        axis.set(title=title, xlabel="L2 distance, raw pixels", ylabel="test error, %", ylim=(0, 100))
-        plots.legend(axis)
+    drawing, axes = plt.subplots(2, 3, figsize=(14, 8.4), sharey=True)
+    letters, grid = iter("abcdef"), np.linspace(0, 10, 401)
+    for row, name in zip(axes, PANELS, strict=True):
+        for axis, network in zip(row, NETWORKS, strict=True):
+            for attack, seeds in models(PROBLEMS[network], name).items():
+                if seeds:
+                    curves = [plots.fooled_within(results.distances(m), grid) for m in seeds]
+                    plots.band(axis, grid, curves, plots.ATTACK_COLOURS[attack], attack)
+            axis.set(title=title(next(letters), network, name), xlabel="L2 distance, raw pixels", ylim=(0, 100))
+            plots.legend(axis)
+    for axis in axes[:, 0]:
+        axis.set_ylabel("test error, %")
+    drawing.subplots_adjust(hspace=0.5)
     return drawing
 
 
-def holds() -> bool:
+def title(letter: str, network: str, defence: str) -> str:
+    """Of a panel, with the length of a training that is shorter than the paper's."""
+    ran, full = results.names(f"{folder(PROBLEMS[network])}/*"), PROBLEMS[network].num_steps
+    steps = results.num_steps(folder(PROBLEMS[network])) if ran else full
+    label = {"none": "no defence", "both": "Jacobian and adversarial"}[defence]
+    return f"({letter}) {NETWORKS[network]}, {label}" + f"\n{plots.length(steps, full)}" * (steps != full)
+
+
+def claim(network: str) -> tuple[State, str]:
     """CW is stronger than PGD, PGD than FGSM, FGSM than white noise, on the model without defence."""
-    medians = [np.mean(list(map(results.median, seeds))) for seeds in models("none").values()]
-    return all(weak > strong for weak, strong in itertools.pairwise(medians))
+    problem = PROBLEMS[network]
+    found = models(problem, "none")
+    if not all(found.values()):
+        return "not run", f"`python -m experiments figure_s5 --problem {network}`"
+    medians = [np.mean(list(map(results.median, seeds))) for seeds in found.values()]
+    in_order = lambda: all(weak > strong for weak, strong in itertools.pairwise(medians))
+    return of_claim(f"{folder(problem)}/CW-none", in_order, problem.num_steps, FULL)
 
 
+ORDER = "CW > PGD > FGSM > white noise in strength (here: by median distance, without defence)"
 ELEMENTS = [
-    Element(
-        "Figure S5a, d",
-        "CW > PGD > FGSM > white noise in strength (here: by median distance, without defence); LeNet', MNIST",
-        lambda: of_claim("figure_s5/CW-none", holds, MNIST_LENET.num_steps, FULL),
-    ),
-    Element("Figure S5b, c, e, f", "the same, DDNet and ResNet-18 on CIFAR-10", missing("no experiment yet")),
+    Element(f"Figure S5{panels}", f"{ORDER}; {NETWORKS[network]}", partial(claim, network))
+    for panels, network in zip(("a, d", "b, e", "c, f"), NETWORKS, strict=True)
 ]
 TABLES = {"figure_s5": table}
 FIGURES = {"figure_s5": figure}

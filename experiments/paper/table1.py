@@ -38,10 +38,10 @@ def norms_two_ways() -> str:
 def outside() -> str:
     """Every cell that differs from the paper's."""
     cells = STUDY.compared()
-    found = [(label, results.compare(values, printed), printed) for label, values, printed in cells]
+    found = [(label, results.compare(values, *against), against[0]) for label, values, *against in cells]
     marked = [line for line in found if "!" in line[1]]
     few = sum(not label.startswith(("all", "‖J‖")) for label, _, _ in marked)
-    head = f"{len(marked)} of {sum(bool(values) for _, values, _ in cells)} cells, {few} of them few-shot:"
+    head = f"{len(marked)} of {sum(bool(values) for _, values, *_ in cells)} cells, {few} of them few-shot:"
     lines = [f"- {label}: {mean} ± {half} in the paper, {ours} here" for label, ours, (mean, half, _) in marked]
     return "\n".join([head, "", *lines])
 

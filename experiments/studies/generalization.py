@@ -1,6 +1,7 @@
 """Tables 1 and 3: accuracy by samples per class and regularizer, and ||J||_F of the models of all samples."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -63,6 +64,9 @@ def cells(folder: str, problem: Problem, config: Config) -> list[Cell]:
     ]
 
 
+VALUES = results.percent, results.norm  # of a model
+
+
 class Study:
     """The committed results of one of the tables, beside the paper's numbers."""
 
@@ -88,10 +92,11 @@ class Study:
         found, rows = {column: self.column(column) for column in columns}, []
         for name, label in NAMES.items():
             printed = [*self.accuracies[name].values(), self.norms[name]]
-            values = [list(map(results.percent, found[c][name].values())) for c in columns]
-            values.append(list(map(results.norm, found["all"][name].values())))
+            ours = [_cell(found[c][name], results.percent) for c in columns]
+            ours.append(_cell(found["all"][name], results.norm))
             rows.append([label, "paper", *(f"{mean} ± {half}" for mean, half, _ in printed)])
-            rows.append(["", "ours", *map(results.compare, values, printed)])
+            every = zip(ours, printed, strict=True)
+            rows.append(["", "ours", *(results.compare(values, paper, error) for (values, error), paper in every)])
         return results.table(["regularizer", "", *(f"{c} per class" for c in [*columns][:-1]), "all", "‖J‖_F"], rows)
 
     def paired(self) -> str:
@@ -105,20 +110,49 @@ class Study:
         header = ["minus no regularization", "", *(f"{c} per class" for c in [*columns][:-1]), "all"]
         return results.table(header, rows)
 
-    def compared(self) -> list[tuple[str, list[float], tuple]]:
-        """(label, ours, paper) of every cell."""
+    def compared(self) -> list[tuple[str, list[float], tuple, float]]:
+        """(label, ours, paper, standard error of the test images) of every cell."""
         lines = []
         for column in next(iter(self.accuracies.values())):
             for name, models in self.column(column).items():
-                values = list(map(results.percent, models.values()))
-                lines.append((f"{column}, {NAMES[name]}", values, self.accuracies[name][column]))
+                values, error = _cell(models, results.percent)
+                lines.append((f"{column}, {NAMES[name]}", values, self.accuracies[name][column], error))
         for name, models in self.column("all").items():
-            lines.append((f"‖J‖_F, {NAMES[name]}", list(map(results.norm, models.values())), self.norms[name]))
+            values, error = _cell(models, results.norm)
+            lines.append((f"‖J‖_F, {NAMES[name]}", values, self.norms[name], error))
         return lines
 
     def state(self) -> tuple[elements.State, str]:
         """For the list of elements."""
-        return elements.of_cells((values, printed) for _, values, printed in self.compared())
+        return elements.of_cells(cell for _, *cell in self.compared())
+
+    def shortened(self) -> str:
+        """The column "all" of shorter trainings, beside the paper's full length and ours where it was run."""
+        folder, rows = results.shorter(self.folder), []
+        for name, label in NAMES.items():
+            short, whole = (results.models(f"{where}/all-{name}") for where in (folder, self.folder))
+            short = short if folder != self.folder else []
+            every = [(f"{results.num_steps(folder):,}", short)] if short else []
+            every += [(f"{self.problem.num_steps:,}", whole)] if whole else []
+            mean, half, _ = self.accuracies[name]["all"]
+            printed = f"{mean} ± {half}", f"{self.norms[name][0]} ± {self.norms[name][1]}"
+            for steps, models in every:
+                values = (results.spread(list(map(v, models)), 1, results.sampling_error(models, v)) for v in VALUES)
+                rows.append([label, steps, *values, *printed])
+        header = [
+            "all samples",
+            "steps",
+            "test accuracy, %",
+            "‖J‖_F",
+            f"paper, {self.problem.num_steps:,} steps",
+            "‖J‖_F",
+        ]
+        return results.table(header, rows) if rows else "not run"
+
+
+def _cell(models: dict[str, dict], value: Callable[[dict], float]) -> tuple[list[float], float]:
+    """The values of a cell's models, and the standard error that its test images add."""
+    return list(map(value, models.values())), results.sampling_error(models.values(), value)
 
 
 def _signed(text: str) -> str:

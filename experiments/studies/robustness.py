@@ -12,9 +12,11 @@ from experiments.lab.cells import Cell
 from experiments.lab.problems import Problem
 from experiments.lab.recipes import defences, regularizers
 from experiments.page import plots, results
+from experiments.page.elements import State, of_claim, of_order
 from experiments.page.results import DEFENCE_NAMES, NAMES
 
 SIGMAS, STEPS = (0.2, 0.4, 0.6), (16, 32, 300)  # of the tables
+FULL = 5  # the paper's models of each
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +95,22 @@ def table(folder: str, base: str) -> str:
     return noise + "\n\n" + results.table(header, rows)
 
 
+def claim(folder: str, problem: Problem) -> tuple[State, str]:
+    """The paper's words on Figures S3 and S4: the penalty's success is retained under white noise and CW."""
+    noise = {name: results.models(f"{folder}/noise-{name}") for name in NAMES}
+    cw = {name: results.models(f"{folder}/CW-{name}") for name in DEFENCE_NAMES}
+    if not all(noise[n] and cw[n] for n in ("none", "Jacobian")):
+        return "not run", ""
+
+    def holds() -> bool:
+        sigmas = results.config(f"{folder}/noise-Jacobian")["sigmas"]
+        at = lambda s: lambda model: model["accuracy"][sigmas.index(s)]
+        in_noise = all(of_order(noise["Jacobian"], noise["none"], at(s)) for s in SIGMAS)
+        return in_noise and of_order(cw["Jacobian"], cw["none"], results.median)
+
+    return of_claim(f"{folder}/CW-Jacobian", holds, problem.num_steps, FULL)
+
+
 def figure(folder: str, problem: Problem):
     """White noise by regularizer; PGD and CW by defence; None where nothing was run."""
     noise = {name: results.models(f"{folder}/noise-{name}") for name in NAMES}
@@ -122,4 +140,5 @@ def figure(folder: str, problem: Problem):
     for axis in axes:
         axis.set(ylabel="test accuracy, %", ylim=(0, 100))
         plots.legend(axis)
+    plots.say_length(drawing, results.num_steps(folder), problem.num_steps)
     return drawing

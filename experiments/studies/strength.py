@@ -1,6 +1,7 @@
 """Figures S6 and S7: robustness against the size of lambda_jr, under white noise, PGD and CW."""
 
 import dataclasses
+import itertools
 from functools import partial
 from typing import Literal
 
@@ -10,8 +11,9 @@ import numpy as np
 from experiments.lab import measure, options, record
 from experiments.lab.cells import Cell
 from experiments.lab.problems import Problem
-from experiments.lab.recipes import Recipe, defences
+from experiments.lab.recipes import Recipe, defences, jacobian
 from experiments.page import plots, results
+from experiments.page.elements import State, of_claim
 from experiments.studies.robustness import attack_cell
 
 PANELS = {"white noise": 12, "PGD": 4, "CW": 4}  # distance up to which each is drawn
@@ -31,12 +33,12 @@ QUICK = options.QUICK | {"lambdas": (0.1,), "attacks": ("white noise",), "num_at
 
 def recipe(problem: Problem, lambda_jr: float) -> Recipe:
     """The base of the defences, penalised."""
-    return dataclasses.replace(defences(problem)["none"], lambda_jr=lambda_jr)
+    return dataclasses.replace(defences(problem)["none"], **jacobian(problem, lambda_jr))
 
 
 def cells(folder: str, problem: Problem, config: Config) -> list[Cell]:
     """Clean accuracy and norm, then each attack, by lambda_jr."""
-    clean, found = partial(measure.clean, norms=config.norms, data_dir=config.data_dir), []
+    clean, found = partial(measure.clean, norms=config.norms, data_dir=config.data_dir, workers=config.workers), []
     for value in config.lambdas:
         whole = recipe(problem, value)
         short, seeds = whole.shortened(config.num_steps), range(config.seeds)
@@ -55,6 +57,16 @@ def medians(folder: str, value: str) -> list[list[float]]:
     """Median distances by attack, over the seeds."""
     found = (results.models(f"{folder}/{record.slug(attack)}-{value}") for attack in PANELS)
     return [list(map(results.median, models)) for models in found]
+
+
+def claim(folder: str, problem: Problem, full_seeds: int = 5) -> tuple[State, str]:
+    """The median CW distance rises with lambda_jr, from the smallest to the greatest that ran."""
+    found = values(folder)
+    cw = [medians(folder, value)[-1] for value in found]
+    if len(found) < 2 or not all(cw):
+        return "not run", ""
+    rises = lambda: all(low < high for low, high in itertools.pairwise(map(np.mean, cw)))
+    return of_claim(f"{folder}/CW-{found[-1]}", rises, problem.num_steps, full_seeds)
 
 
 def table(folder: str) -> str:
@@ -92,6 +104,5 @@ def figure(folder: str, problem: Problem):
                 plots.band(axis, grid, curves, colour, value)
         axis.set(title=attack, xlabel="L2 distance, raw pixels", ylabel="test accuracy, %", ylim=(0, 100))
         plots.legend(axis, title="lambda_jr")
-    steps = results.config(f"{folder}/clean-{found[0]}")["recipe"]["num_steps"]
-    drawing.suptitle(plots.length(steps, problem.num_steps), y=1.0, fontsize=10)
+    plots.say_length(drawing, results.num_steps(folder), problem.num_steps)
     return drawing

@@ -1,0 +1,190 @@
+"""The paper's whole: shorter trainings, test images that are few, a model made once more, the run book, ImageNet."""
+
+import dataclasses
+import json
+import signal
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments import __main__ as command_line, runbook, verify
+from experiments.benchmarks import small_imagenet
+from experiments.lab import measure, problems, zoo
+from experiments.lab.options import Options
+from experiments.lab.problems import CIFAR10_DDNET, IMAGENET_RESNET18
+from experiments.lab.recipes import defences, jacobian, plain, regularizers
+from experiments.page import elements, results
+from experiments.studies import generalization
+from jacreg_jax.models import MLP
+
+SMALL = dataclasses.replace(
+    IMAGENET_RESNET18,
+    shape=(16, 16, 3),
+    network=lambda dropout_rate, initialization: MLP(features=(8, 1000)),
+    batch_size=10,
+    penalised="as trained",
+)
+
+
+def test_shorter_trainings_lie_apart(tmp_path, monkeypatch):
+    """Results of a tenth of the length never meet those of the whole, and pages show the longest there are."""
+    assert Options(out=tmp_path).results == tmp_path
+    assert Options(out=tmp_path, num_steps=15).results == tmp_path / "15-steps"
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert results.longest("table9") == "table9"
+    for steps in ("15-steps", "9-steps"):
+        (tmp_path / steps / "table9").mkdir(parents=True)
+    assert results.longest("table9") == "15-steps/table9"
+    (tmp_path / "table9").mkdir()
+    assert results.longest("table9") == "table9"
+    assert results.shorter("table9") == "15-steps/table9"
+
+
+def test_few_test_images_widen_the_interval():
+    """By the error of a sample without replacement, which more models do not lessen; found by drawing."""
+    rng = np.random.default_rng(0)
+    right = rng.permutation(10_000) < 1300  # a model that gets 13 % of the whole test set right
+    drawn = [100 * right[rng.choice(10_000, 1000, replace=False)].mean() for _ in range(4000)]
+    model = {"accuracy": 0.13, "test_images": 1000, "of_test_images": 10_000}
+    error = results.sampling_error([model] * 15, results.percent)
+    assert error == pytest.approx(np.std(drawn), rel=0.05)
+    assert results.sampling_error([{"accuracy": 0.13}], results.percent) == 0
+    values, paper = [13.0, 13.1, 12.9], (14.5, 0.7, 15)
+    assert results.differs(values, paper)
+    assert not results.differs(values, paper, error)
+    assert results.spread(values, 1, error) == f"13.0 ± {np.hypot(results.interval(values)[1], 1.96 * error):.1f} (3)"
+    assert elements.of_cells([(values, paper, error)])[0] == "reproduced"
+    assert elements.of_cells([(values, paper)])[0] == "outside"
+
+
+def test_the_error_of_a_norm_is_that_of_its_test_images():
+    norms = np.random.default_rng(1).normal(5, 1, 1000)
+    summary = {"mean": norms.mean(), "rms": np.sqrt(np.mean(norms**2))}
+    model = {"jacobian_norm": summary, "test_images": 1000, "of_test_images": 10_000}
+    assert results.sampling_error([model], results.norm) == pytest.approx(1 / np.sqrt(1000) * np.sqrt(0.9), rel=0.05)
+
+
+def test_the_penalty_of_a_batch_norm_network_is_at_held_statistics():
+    """Only where there is a penalty: other recipes, and those of networks without BatchNorm, are what they were."""
+    resnet, ddnet = (problems.CIFAR10_RESNET18, CIFAR10_DDNET)
+    assert regularizers(resnet)["Jacobian"].penalised == defences(resnet)["both"].penalised == "batch statistics"
+    assert regularizers(resnet)["L2"].penalised == "as trained"
+    assert "penalised" not in defences(ddnet)["both"].config()
+    assert jacobian(resnet, 0.0) == {"lambda_jr": 0.0}
+    assert "dropout" not in regularizers(resnet)
+
+
+@pytest.fixture(scope="module")
+def committed(tfds_dir, tmp_path_factory):
+    """A cell of two models in a folder of its own, as an experiment leaves it."""
+    folder = tmp_path_factory.mktemp("results")
+    arguments = ["--columns", "1", "--regularizers", "none", "--seeds", "2", "--num-steps", "20", "--norms", "10"]
+    module, config = command_line.parse("table1", [*arguments, "--dispatch", "10", "--checkpoint-every", "10"])
+    config = dataclasses.replace(config, out=folder, runs=folder / "runs", data_dir=str(tfds_dir))
+    command_line.run(module, config)
+    path = folder / "20-steps" / "table1" / "1-none.json"
+    found = json.loads(path.read_text())
+    found["environment"]["command"] = "python -m experiments table1 " + " ".join(arguments)
+    path.write_text(json.dumps(found))
+    return folder, path
+
+
+def test_a_committed_model_is_made_once_more(committed, tfds_dir, tmp_path, capsys):
+    folder, path = committed
+    config = verify.Config("20-steps/table1/1-none", 1, folder, tmp_path, str(tfds_dir))
+    rows = verify.run(config)
+    assert set(rows) == {"accuracy", "jacobian_norm.mean", "jacobian_norm.rms"}
+    assert all(old == new for old, new in rows.values())
+    out = capsys.readouterr().out
+    assert "the same weights" in out
+    assert out.count("the same\n") == 3
+    found = json.loads(path.read_text())
+    changed = json.loads(path.read_text())
+    changed["models"]["1"] |= {"accuracy": 0.9, "weights": "0123456789"}
+    other = tmp_path / "changed" / "20-steps" / "table1"
+    other.mkdir(parents=True)
+    (other / "1-none.json").write_text(json.dumps(changed))
+    verify.run(dataclasses.replace(config, results=tmp_path / "changed"))
+    out = capsys.readouterr().out
+    assert "other weights" in out
+    assert "fewer than three seeds to judge it by" in out
+    changed["config"]["recipe"]["learning_rate"] = 7.0
+    (other / "1-none.json").write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match=r"another configuration today.*recipe.learning_rate.*\(7.0, 0.01\)"):
+        verify.run(dataclasses.replace(config, results=tmp_path / "changed"))
+    assert found["config"]["recipe"]["learning_rate"] == 0.01
+
+
+def test_what_cannot_be_verified_is_said(committed):
+    folder, _ = committed
+    with pytest.raises(ValueError, match=r"cell must name a file of .*, such as table1/1-none, got 'table9/x'"):
+        verify.run(verify.Config("table9/x", 0, folder))
+    with pytest.raises(ValueError, match=r"seed must be one that .*1-none.json holds, 0, 1; got 5"):
+        verify.run(verify.Config("20-steps/table1/1-none", 5, folder))
+
+
+def test_a_number_is_judged_by_the_seeds():
+    assert verify.verdict(1.0, 1.0, [1.0]) == "the same"
+    assert verify.verdict(1.0, 1.5, [0.0, 1.0, 2.0]).startswith("alike")
+    assert verify.verdict(1.0, 4.0, [0.0, 1.0, 2.0]).startswith("NOT alike")
+
+
+def test_the_run_book_lists_what_is_missing(tmp_path, capsys):
+    """Every line parses; nothing is missing twice; a listing runs nothing."""
+    config = runbook.Config(list=True, out=tmp_path / "out", runs=tmp_path / "runs")
+    assert runbook.run(config) == []
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "|" in line]) == len(runbook.CPU) + 2
+    assert "table3 --columns 1 " in lines[2]
+    assert "| 75 " in lines[2]
+    assert runbook.run(dataclasses.replace(config, gpu=True)) == []
+    with pytest.raises(ValueError, match="hours must be positive, got 0"):
+        runbook.run(dataclasses.replace(config, hours=0))
+
+
+def test_the_run_book_estimates_from_timed_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    assert runbook.hours_of(plain(CIFAR10_DDNET)) is None
+    (tmp_path / "cost").mkdir()
+    times = {"milliseconds": {"plain": 100.0, "n = 1": 200.0, "n = 3": 300.0, "exact": 900.0}}
+    (tmp_path / "cost" / "cifar10_ddnet.json").write_text(json.dumps(times))
+    assert runbook.hours_of(plain(CIFAR10_DDNET)) == pytest.approx(150_000 * 0.1 / 3600)
+    few = regularizers(CIFAR10_DDNET)["Jacobian"].few_shot(1)
+    assert runbook.hours_of(few) == pytest.approx(10_000 * 0.2 * 10 / 100 / 3600)
+    both = defences(CIFAR10_DDNET)["both"]
+    assert runbook.hours_of(both) == pytest.approx(150_000 * 0.3 / 3600)
+
+
+def test_a_piece_of_the_run_book_ends_at_its_deadline(tmp_path, monkeypatch):
+    """The experiment is told to save and stop."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    begun = time.monotonic()
+    code = runbook.obey("table1", runbook.Config(out=tmp_path, runs=tmp_path), time.monotonic() + 0.2)
+    assert code == -signal.SIGTERM
+    assert time.monotonic() - begun < 10
+
+
+def test_a_problem_that_streams_is_trained_attacked_and_measured(tmp_path, monkeypatch):
+    """The twenty photographs through the zoo, by the one path that Figure S7 takes; the same numbers twice."""
+    small_imagenet.prepare(tmp_path)
+    monkeypatch.setitem(problems.PROBLEMS, SMALL.name, SMALL)
+    recipe = dataclasses.replace(plain(SMALL), **jacobian(SMALL, 1e-3)).shortened(4)
+    kept = {"dispatch": 1, "checkpoint_every": 1, "workers": 0, "data_dir": str(tmp_path)}
+    options = Options(runs=tmp_path / "runs", **kept)
+    ((_, model),) = zoo.train(recipe, [0], options)
+    found = measure.clean(model, 0, norms=3, data_dir=str(tmp_path), batch_size=4)
+    assert (found["test_images"], found["of_test_images"]) == (10, 50_000)
+    images = problems.held_out(SMALL, None, str(tmp_path))
+    x = jnp.asarray(SMALL.preprocessing.normalize(images["image"]))
+    assert found["accuracy"] == pytest.approx(np.mean(np.argmax(model.f(x), 1) == images["label"]))
+    cells = generalization.cells  # the cells of a streamed problem are those of any
+    assert cells("x", SMALL, generalization.Config(columns=("all",), regularizers=("none",)))[0].recipe.problem is SMALL
+    other = Options(runs=tmp_path / "others", **kept)
+    ((_, again),) = zoo.train(recipe, [0], other)
+    assert again.weights == model.weights
