@@ -2,7 +2,7 @@ PYTHON ?= python3
 DATASET ?= digits
 BIN := .venv/bin
 
-.PHONY: venv peers demo paper paper-gpu test check-slow check-accelerators mutants bench lint format report notebooks lock clean
+.PHONY: venv peers demo test check-slow check-accelerators mutants bench lint format report notebooks lock clean
 
 venv: .venv/.done  ## the environment with all that the tests need, from the lock file
 
@@ -68,6 +68,7 @@ check-accelerators: .accelerators/h100/.done .accelerators/v5e/.done  ## what th
 report: .venv/.done  ## tables and pages from the committed results; trains nothing
 	$(BIN)/python -m experiments.report
 
+.PHONY: paper paper-gpu
 paper: .venv/.done  ## all that docs/results.md shows: what is missing is run, in order of value; days on two cores, goes on where it stopped
 	$(BIN)/python -m experiments runbook
 
