@@ -2,7 +2,7 @@ PYTHON ?= python3
 DATASET ?= digits
 BIN := .venv/bin
 
-.PHONY: venv peers demo test check-slow check-accelerators mutants bench lint format report notebooks lock clean
+.PHONY: venv peers demo test check-slow check-accelerators mutants bench lint format docs report notebooks lock clean
 
 venv: .venv/.done  ## the environment with all that the tests need, from the lock file
 
@@ -64,6 +64,9 @@ check-accelerators: .accelerators/h100/.done .accelerators/v5e/.done  ## what th
 .accelerators/v5e/.done: .venv/.done
 	$(BIN)/python -m pip install --quiet --no-deps --target .accelerators/v5e "$(LIBTPU)"
 	touch $@
+
+docs: .venv/.done  ## the site, in site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 report: .venv/.done  ## tables and pages from the committed results; trains nothing
 	$(BIN)/python -m experiments.report

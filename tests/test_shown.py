@@ -1,31 +1,64 @@
 """Everything that is shown runs: README's Python, every experiment with --quick, every notebook; by glob."""
 
+import contextlib
+import importlib.util
 import re
+import warnings
 from pathlib import Path
 
+import jax
 import pytest
 
 from experiments import __main__ as command_line
+from tests.conftest import skip_or_fail
 
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.py"))
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def python_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    """In order; a diff stands for the program before it and the one after it."""
+    found = re.findall(r"^```(python|diff)\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    sides = lambda block: [_side(block, without) for without in "+-"]
+    return [program for kind, block in found for program in ([block] if kind == "python" else sides(block))]
+
+
+def _side(diff: str, without: str) -> str:
+    return "".join(line[1:] + "\n" for line in diff.splitlines() if line[:1] != without)
 
 
 SLOW_PAGES = ("report.md",)  # five models through all attacks
 SHOWN = [pytest.param(p, marks=[pytest.mark.slow] * (p.name in SLOW_PAGES)) for p in PAGES if python_blocks(p)]
+# pages about libraries that no lock holds
+PEERS = {"jacobian_regularizer.md": "torch", "foolbox.md": "foolbox", "autoattack.md": "pyautoattack"}
+EXTRAS = PEERS | {"keras.md": "keras"}
 
 
-@pytest.mark.parametrize("page", SHOWN, ids=lambda p: p.name)
+@pytest.mark.parametrize("page", SHOWN, ids=lambda p: f"{p.parent.name}/{p.name}")
 def test_python_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {}
-    for block in python_blocks(page):
-        exec(compile(block, str(page), "exec"), namespace)
+    with contextlib.ExitStack() as allowed:
+        if page.name in EXTRAS:
+            monkeypatch.setenv("KERAS_BACKEND", "jax")
+            if importlib.util.find_spec(EXTRAS[page.name]) is None:
+                what = "peers" if page.name in PEERS else "keras"
+                skip_or_fail(what, f"{EXTRAS[page.name]} is not installed; run `make peers`")
+            allowed.enter_context(jax.numpy_rank_promotion("allow"))
+            allowed.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        namespace = {}
+        for block in python_blocks(page):
+            exec(compile(block, str(page), "exec"), namespace)
+
+
+def test_diffs_are_short():
+    """Adding the penalty changes five lines of a training step, at most."""
+    page = (ROOT / "docs" / "howto" / "libraries.md").read_text()
+    diffs = re.findall(r"^```diff\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    added = [sum(line.startswith("+") for line in diff.splitlines()) for diff in diffs]
+    assert len(added) == 5
+    assert max(added) <= 5
 
 
 # others of the fast suite take the same paths: table1 and demo train, demo attacks, figure3 draws

@@ -1,0 +1,103 @@
+"""The site: it builds without a warning, no link or anchor is broken, and every public name is in the reference."""
+
+import html.parser
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import jacreg_jax
+from tests.test_house import INNER, promised_functions, submodules
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def documented() -> list[str]:
+    """Dotted paths of what the reference shows."""
+    return re.findall(r"^::: (\S+)$", "\n".join(p.read_text() for p in REFERENCE.glob("*.md")), re.MULTILINE)
+
+
+def public_classes():
+    for name in submodules():
+        module = getattr(jacreg_jax, name)
+        source = inspect.getsource(module)
+        for public, value in vars(module).items():
+            is_own = inspect.isclass(value) and value.__module__.startswith("jacreg_jax.")
+            if not is_own or public.startswith("_") or name in {*INNER, "types", "rows"}:
+                continue
+            if value.__module__.startswith(f"jacreg_jax.{name}") or f"{public} as {public}" in source:
+                yield f"{value.__module__}.{value.__name__}"
+
+
+NOT_SHOWN = {"penalty_and_gradient": "an old name", "carlini_wagner_converged": "a partial of carlini_wagner"}
+
+
+def test_every_public_name_is_in_the_reference():
+    """Functions and classes under the module that defines them; nothing twice, and nothing that is not there."""
+    found = documented()
+    assert len(found) == len(set(found))
+    functions = {f"{p.values[0].__module__}.{p.values[0].__name__}": p.id for p in promised_functions()}
+    wanted = {path for path, name in functions.items() if name.split(".")[1] not in NOT_SHOWN}
+    assert sorted((wanted | set(public_classes())) - set(found)) == []
+    for path in found:
+        module, name = path.rsplit(".", 1)
+        __import__(module)
+        assert hasattr(sys.modules[module], name), path
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The built site; strict, so that a warning is an error."""
+    pytest.importorskip("mkdocs")
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # an advertisement of the theme's makers
+    run = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=quiet)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert not re.search("WARNING|ERROR", run.stdout + run.stderr), run.stdout + run.stderr
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """The anchors and the references of a page."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.anchors, self.references = {""}, []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.anchors |= {found[name] for name in ("id", "name") if found.get(name)}
+        self.references += [found[name] for name in ("href", "src") if found.get(name)]
+
+
+def test_no_link_is_broken(site):
+    """Every reference within the site leads to a file, and its anchor to an element; others are https."""
+    pages = {path: Page(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) > 30
+    broken = []
+    for path, page in pages.items():
+        for reference in page.references:
+            link = urlsplit(reference)
+            if link.scheme:
+                broken += [] if link.scheme in ("https", "data", "mailto") else [(path.name, reference)]
+                continue
+            target = (path.parent / unquote(link.path)).resolve() if link.path else path
+            target = target / "index.html" if target.is_dir() else target
+            if not target.is_file() or (link.fragment and unquote(link.fragment) not in pages[target].anchors):
+                broken.append((str(path.relative_to(site)), reference))
+    assert not broken
+
+
+def test_every_page_is_in_the_navigation_and_searched(site):
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in navigation
+    assert "value_and_penalty" in (site / "search" / "search_index.json").read_text()
