@@ -4,6 +4,7 @@ In a batch, padded, over a mesh and in half precision: `test_attacks_alike`.
 """
 
 import contextlib
+import functools
 from functools import partial
 
 import jax
@@ -113,7 +114,7 @@ DRAWS_DIFFER = (
 def is_fast(name, mode):
     if mode == "shard_map":  # the others in test_attacks_alike
         return name in ("auto_attack", "white_noise", *EVERYWHERE)
-    return (name in EVERYWHERE and mode != "disable_jit") or mode in BROKEN_ONCE[name == "auto_attack" :]
+    return name != "auto_attack" and ((name in EVERYWHERE and mode != "disable_jit") or mode in BROKEN_ONCE)
 
 
 CASES = [
@@ -125,10 +126,17 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "mode"), CASES)
-def test_the_same_under_every_transformation(name, mode, problem):
+@pytest.fixture(scope="module")
+def jitted(problem):
+    """name -> what a plain jit gives, once."""
     f, x, y, keys = problem
-    expected = jax.jit(lambda x: ATTACKS[name](f, x, y, keys))(x)
+    return functools.cache(lambda name: jax.jit(lambda x: ATTACKS[name](f, x, y, keys))(x))
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_the_same_under_every_transformation(name, mode, problem, jitted):
+    f, x, y, keys = problem
+    expected = jitted(name)
     result = MODES[mode](ATTACKS[name], f, x, y, keys)
     np.testing.assert_array_equal(result.success, expected.success)
     np.testing.assert_array_equal(result.clean_correct, expected.clean_correct)
@@ -138,8 +146,25 @@ def test_the_same_under_every_transformation(name, mode, problem):
 LEFT_OUT = ("white_noise", "white_noise_distance", "auto_attack")  # draws alone; four of the others
 
 
-@pytest.mark.parametrize("name", [n for n in ATTACKS if n not in LEFT_OUT])
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16], ids=["bfloat16", "float16"])
+HALF = [
+    pytest.param(n, d, marks=[pytest.mark.slow] * (d == "float16" and n not in ("pgd", "cw", "square", "fab")))
+    for n in ATTACKS
+    for d in ("bfloat16", "float16")
+    if n not in LEFT_OUT
+]
+
+
+def test_the_first_of_two_under_strict_promotion(problem):
+    """All that the ensemble adds to its attacks."""
+    f, x, y, _ = problem
+    with settings(jax_numpy_dtype_promotion="strict"):
+        old, new = (attacks.fgsm(f, x, y, epsilon=e) for e in (0.05, 0.3))
+        result = attacks.result.first_of(old, new)
+    np.testing.assert_array_equal(result.success, old.success | new.success)
+    assert old.success.sum() < result.success.sum()
+
+
+@pytest.mark.parametrize(("name", "dtype"), HALF)
 def test_half_precision_images(name, dtype, problem):
     """As many fooled as in float32, on the same grey levels; the images come back in their own precision."""
     f, x, y, keys = problem
