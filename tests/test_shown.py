@@ -35,7 +35,7 @@ PEERS = {"jacobian_regularizer.md": "torch", "foolbox.md": "foolbox", "autoattac
 EXTRAS = PEERS | {"keras.md": "keras"}
 
 
-@pytest.mark.parametrize("page", SHOWN, ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize("page", SHOWN, ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with contextlib.ExitStack() as allowed:
