@@ -2,7 +2,7 @@ PYTHON ?= python3
 DATASET ?= digits
 BIN := .venv/bin
 
-.PHONY: venv peers demo test check-slow check-accelerators mutants bench lint format docs report notebooks lock clean
+.PHONY: venv peers demo test coverage check-slow check-accelerators mutants bench lint format docs report notebooks lock clean
 
 venv: .venv/.done  ## the environment with all that the tests need, from the lock file
 
@@ -24,6 +24,12 @@ demo: .venv/.done  ## train LeNet' without and with Jacobian regularization, com
 
 test: .venv/.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
+
+coverage: .venv/.done  ## lines and branches of the library that the fast tests reach; below 95 % it fails
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -n 2 --dist worksteal -m "not slow"
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 check-slow: .venv/.done
 	$(BIN)/python -m pytest -m slow
