@@ -189,16 +189,19 @@ def target_norm(norm: float, *, rate: float = 0.02, decay: float = 0.9, start: f
     While the optimizer goes down in the parameters, each step goes up in log lambda_jr, along the running mean m of the
     penalty that was measured:
 
-        m <- decay m + (1 - decay) mean ||J||_F^2,    log lambda_jr <- log lambda_jr + rate clip(m / norm^2 - 1, -1, 1).
+        m <- decay m + (1 - decay) mean ||J||_F^2
+        log lambda_jr <- log lambda_jr + rate clip(m / norm^2 - 1, -1, 1)
 
     A norm above that of the plain network sends lambda_jr to 0. A norm so small that the network cannot learn sends it
     up, until lr * lambda_jr * curvature passes 2 and training diverges: lower the learning rate, or ask for less.
 
         target = target_norm(2.0)
         loss = classification_loss(apply, lambda_jr=target)
-        optimizer = target.optimizer(optax.adam(1e-3))  # for init_state and make_train_step; around optax.MultiSteps
+        optimizer = target.optimizer(optax.adam(1e-3))  # for init_state and make_train_step
         ...
         target.lambda_jr(state)
+
+    The optimizer that it gives stands outside of all others, of `optax.MultiSteps` too.
 
     Where the batch has "held_out", raw inputs of as many rows, the norm is measured on those, without a gradient, at
     the cost of one more penalty ("held_out_label" where the penalty wants labels). In a loop of your own, carry
