@@ -96,6 +96,12 @@ def test_no_link_is_broken(site):
     assert not broken
 
 
+@pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
+def test_files_that_the_front_page_names(name):
+    links = re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text())
+    assert not [link for link in links if not link.startswith("https://") and not (ROOT / link).exists()]
+
+
 def test_every_page_is_in_the_navigation_and_searched(site):
     navigation = (ROOT / "mkdocs.yml").read_text()
     for page in (ROOT / "docs").rglob("*.md"):
