@@ -53,6 +53,17 @@ bench: .venv/.peers  ## what a step costs beside PyTorch, on all cores and on on
 	$(BIN)/python -m experiments.benchmarks
 	$(BIN)/python -m experiments.benchmarks --one-core
 
+JAX_VERSIONS ?= oldest newest
+
+.PHONY: matrix coverage
+matrix:  ## the wheel in an empty environment, with the oldest and the newest JAX allowed: README's examples and the quick tests
+	$(PYTHON) tests/matrix.py $(JAX_VERSIONS)
+
+coverage: .venv/.done  ## lines and branches of jacreg_jax that the fast tests reach; fails below 95 %
+	$(BIN)/python -m coverage erase
+	$(BIN)/python -m coverage run -m pytest -q -m "not slow"
+	$(BIN)/python -m coverage report
+
 # each compiler in a folder of its own, in the versions that the installed jax names; the package depends on neither
 JAX = $(shell $(BIN)/python -c "import jax; print(jax.__version__)")
 LIBTPU = $(shell $(BIN)/python -c "from importlib.metadata import requires; print(next(r.split(';')[0].strip() for r in requires('jax') if r.startswith('libtpu')))")

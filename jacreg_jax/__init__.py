@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         training as training,
     )
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 # fmt: off
 _SUBMODULES = (

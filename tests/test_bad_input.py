@@ -72,6 +72,7 @@ WITHOUT = {
     "mean_norm": "the inside of `penalty`, which checks",
     "metrics": "the inside of train steps",
     "concrete": "the inside of `checks`",
+    "command": "the command line; test_command.py",
     "penalty.value_and": "the inside of penalties",
     "penalty.on_random_rows": "the inside of penalties",
     "penalty.depends_on_argument": "the inside of penalties",

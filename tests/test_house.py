@@ -79,6 +79,7 @@ MAP = {
     "datasets": (BASE, FLOOR),
     "datasets/builders.py": (BASE | {"tensorflow_datasets", "PIL"}, set()),  # itself imported lazily
     "datasets/imagenet.py": ({"tensorflow_datasets"}, set()),  # the same
+    "command": (BASE, {"types"}),  # the rest within its functions
     "__init__": (set(), {"jacobian", "penalty", "probes"}),
 }
 

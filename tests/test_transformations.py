@@ -402,6 +402,7 @@ PLAIN = {
     "corruptions": "within corrupted; test_corruptions.py",
     "shares": "the inside of train steps; test_scaling.py",
     "precision": "a wrapper of models; test_scaling.py",
+    "command": "the command line; test_command.py",
     "reporting": "calls of the host, of what is in the table; test_reporting.py",
     "evaluation.report": "reporting.report",
     "models": "modules of flax; test_models.py and test_training.py",

@@ -1,0 +1,95 @@
+"""`jacreg`: a demonstration, a report on a model that can be imported, and clear words for what cannot."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from jacreg_jax import command
+
+MODEL = (
+    "import jax.numpy as jnp\ndef f(x):\n    s = x.sum((1, 2, 3))\n    return jnp.stack([s, 8.0 - s], 1)\nnot_one = 3\n"
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a model and data, as a user has them."""
+    (tmp_path / "someones_model.py").write_text(MODEL)
+    x = np.random.default_rng(0).uniform(0, 1, (12, 4, 4, 1)).astype(np.float32)
+    np.savez(tmp_path / "test.npz", x=x, y=(x.sum((1, 2, 3)) < 4).astype(int))
+    np.savez(tmp_path / "other.npz", a=x)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    sys.modules.pop("someones_model", None)
+
+
+def test_the_demonstration_shows_what_the_penalty_buys(capsys):
+    command.main(["demo", "--steps", "1500", "--norm", "5"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "A perceptron on 1,297 handwritten digits, 1,500 steps each"
+    plain, penalised = ([float(word) for word in line[14:].replace("%", "").split()[:4]] for line in lines[3:5])
+    assert penalised[0] > 94
+    assert penalised[1] > plain[1] + 3
+    assert penalised[3] < plain[3] / 3
+    assert penalised[3] == pytest.approx(5, rel=0.3)
+    assert "jacreg report" in lines[-1]
+
+
+@pytest.mark.slow
+def test_a_report_on_a_model_of_ones_own(folder, capsys):
+    command.main(["report", "someones_model:f", "--data", "test.npz", "--epsilon", "linf=0.01", "--budget", "quick"])
+    assert "clean" in capsys.readouterr().out
+    found = json.loads((folder / "report" / "report.json").read_text())
+    assert found["clean"]["accuracy"] == 1.0
+    assert (folder / "report" / "report.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "someones_model"}, r"model must be MODULE:FUNCTION, got 'someones_model'"),
+        ({"model": "no_such_module:f"}, "No module named 'no_such_module'"),
+        ({"model": "someones_model:g"}, "has no attribute 'g'"),
+        ({"model": "someones_model:not_one"}, "model must name a function, 'someones_model:not_one' is int"),
+        ({"data": "missing.npz"}, r"--data must be an .npz file that is there, got 'missing.npz'"),
+        ({"data": "other.npz"}, r"--data must be an .npz with arrays x and y; 'other.npz'"),
+        ({"data": "someones_model.py"}, r"--data must be an .npz with arrays x and y; 'someones_model.py'"),
+        ({"epsilon": "linf"}, "--epsilon must be NORM=RADIUS each, such as linf=0.03, got linf"),
+        ({"epsilon": "l7=0.1"}, "epsilon"),
+        ({"epsilon": "linf=-1"}, "epsilon"),
+    ],
+)
+def test_what_is_wrong_is_one_line(folder, change, message):
+    words = {"model": "someones_model:f", "data": "test.npz", "epsilon": "linf=0.01"} | change
+    line = f"report {words['model']} --data {words['data']} --epsilon {words['epsilon']} --budget quick"
+    with pytest.raises(SystemExit, match=f"jacreg: .*{message}"):
+        command.main(line.split())
+    assert not (folder / "report").exists()
+
+
+def test_experiments_are_said_to_be_elsewhere(monkeypatch):
+    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="no part of the package; run this inside a clone of the repository"):
+        command.main(["experiments", "table1"])
+
+
+def test_experiments_are_those_of_the_clone(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["jacreg"])
+    command.main(["experiments", "--help"])
+    assert "table1" in capsys.readouterr().out
+
+
+def test_versions_agree():
+    """Of the package, its metadata file, and its citation."""
+    import tomllib
+    from pathlib import Path
+
+    import jacreg_jax
+
+    root = Path(__file__).resolve().parents[1]
+    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert version == jacreg_jax.__version__
+    assert f"version: {version}\n" in (root / "CITATION.cff").read_text()
+    assert f"## {version}" in (root / "CHANGELOG.md").read_text()
