@@ -59,7 +59,8 @@ def nearest(norm: str, steps: int, searches: int, criterion: Any, bounds: Any) -
     if norm != "l2":
         return found
     found["DDN"] = _made(attacks.ddn, *own, num_steps=steps)
-    of_cw = {"num_steps": steps, "binary_search_steps": searches, "learning_rate": 0.01, "initial_const": 1.0}
+    rate = max(0.01, 3 / steps)  # few steps must lead as far
+    of_cw = {"num_steps": steps, "binary_search_steps": searches, "learning_rate": rate, "initial_const": 1.0}
     return found | {"CW": _made(attacks.carlini_wagner, *own, **of_cw)}
 
 

@@ -30,8 +30,8 @@ class Config:
     part: Literal["ensemble", "report"] = "ensemble"
     num_steps: int = 1000  # of the training
     samples: int = 0  # test images; 0: 250 for the ensemble, 1,000 for the report
-    num_queries: int = 1000
-    epsilons: tuple[float, ...] = (0.1, 0.3)
+    num_queries: int = 5000
+    epsilons: tuple[float, ...] = (0.1, 0.2)
     budget: Literal["standard", "quick"] = "standard"
     data_dir: str | None = None  # TFDS_DATA_DIR
     save: bool = True

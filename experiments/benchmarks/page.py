@@ -148,7 +148,7 @@ def ensemble_table(rows: list[dict]) -> str:
 
 def report_table(rows: list[dict]) -> str:
     """Seconds of every section, and those of the processor, which other programs shared."""
-    lines = [[r["section"], f"{r['seconds']:.0f}"] for r in rows]
+    lines = [[r["section"].replace("||", "‖"), f"{r['seconds']:.0f}"] for r in rows]
     return results.table(
         ["section", "seconds"], [*lines, ["all, of the processor", f"{rows[-1]['of_the_processor']:.0f}"]]
     )
@@ -259,6 +259,8 @@ def imagenet_step() -> str:
 OWN = (
     attack_distances,
     attack_speed,
+    attack_ensemble,
+    attack_report,
     bars,
     benchmark,
     cyclopropagation,
