@@ -147,11 +147,6 @@ def demo(steps: int = 3000, norm: float = 10.0) -> str:
         >>> demo(0)
         Traceback (most recent call last):
         ValueError: steps must be an integer of at least 1, got 0
-
-    Example:
-        >>> demo(0)
-        Traceback (most recent call last):
-        ValueError: steps must be an integer of at least 1, got 0
     """
     from jacreg_jax import attacks, checks, datasets, evaluation
 
