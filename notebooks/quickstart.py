@@ -11,7 +11,8 @@
 # ---
 
 # %% [markdown]
-# # Jacobian regularization in your own training loop
+# # The penalty in ten minutes
+# [![Open In Colab](https://colab.research.google.com/assets/colab-badge.svg)](https://colab.research.google.com/github/jacreg-jax/jacreg-jax/blob/main/notebooks/quickstart.ipynb)
 #
 # A network whose input-output Jacobian is small does not change its mind when its input moves a little. Here: your own
 # model, your own loop, the penalty added in one line; what it costs, what it buys against one attack, and what it does

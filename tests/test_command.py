@@ -1,12 +1,18 @@
 """`jacreg`: a demonstration, a report on a model that can be imported, and clear words for what cannot."""
 
 import json
+import re
 import sys
+import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import jacreg_jax
 from jacreg_jax import command
+
+ROOT = Path(__file__).resolve().parents[1]
 
 MODEL = (
     "import jax.numpy as jnp\ndef f(x):\n    s = x.sum((1, 2, 3))\n    return jnp.stack([s, 8.0 - s], 1)\nnot_one = 3\n"
@@ -81,15 +87,24 @@ def test_experiments_are_those_of_the_clone(capsys, monkeypatch):
     assert "table1" in capsys.readouterr().out
 
 
+def test_the_repository_has_one_address():
+    """That of pyproject.toml, wherever one stands; Colab badges open notebooks that are there."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    own = urls["Repository"].removeprefix("https://")
+    pages = [*ROOT.glob("*.md"), ROOT / "CITATION.cff", ROOT / "mkdocs.yml", *(ROOT / "docs").rglob("*.md")]
+    text = "".join(path.read_text() for path in [*pages, *(ROOT / "notebooks").glob("*.py")])
+    assert set(re.findall(r"github.com/[\w-]*jacreg[\w-]*/[\w-]+", text)) == {own}
+    badges = re.findall(r"colab.research.google.com/github/([^)\s]+)", text)
+    assert len(badges) >= 2 * len(list((ROOT / "notebooks").glob("*.py")))
+    for badge in badges:
+        address, notebook = badge.split("/blob/main/")
+        assert address == own.removeprefix("github.com/")
+        assert (ROOT / notebook).exists(), notebook
+
+
 def test_versions_agree():
     """Of the package, its metadata file, and its citation."""
-    import tomllib
-    from pathlib import Path
-
-    import jacreg_jax
-
-    root = Path(__file__).resolve().parents[1]
-    version = tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert version == jacreg_jax.__version__
-    assert f"version: {version}\n" in (root / "CITATION.cff").read_text()
-    assert f"## {version}" in (root / "CHANGELOG.md").read_text()
+    assert f"version: {version}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
