@@ -75,6 +75,9 @@ class Config:
     """Steps between two lines of the log."""
     checkpoint_every: int = 1000
     evaluate_every: int = 1000
+    trace: Path | None = None
+    """Folder of a profile of the whole run, for TensorBoard or Perfetto: with --num-steps 100, say; the products of the
+    penalty are named jacobian_penalty."""
     norms: int = 200
     """Test samples whose exact ||J||_F is measured in every evaluation; 0: none."""
 
@@ -133,6 +136,8 @@ def run(config: Config) -> list[dict]:
         data = images(problem, "train", config.data_dir)
         data, rows = world.placed(data, mesh), rows_of(recipe, config.seed, np.asarray(data["label"]))
     with record.run_folder(folder, facts), contextlib.ExitStack() as hold:
+        if config.trace:
+            hold.enter_context(jax.profiler.trace(str(config.trace)))
         keep = Keeper(config, recipe, folder)
         hold.callback(keep.close)
         if feed:

@@ -12,6 +12,15 @@ from tests.conftest import mlp, mlp_params
 from tests.reference import frobenius_sq
 
 
+def test_a_profile_tells_the_penalty_from_the_rest():
+    """The products of the estimate are named, the forward pass is not."""
+    f, x = lambda x: jnp.tanh(x) @ jnp.eye(3), jnp.ones((2, 3))
+    text = jax.jit(lambda x, key: jr.value_and_penalty(f, x, key)).lower(x, jax.random.key(0)).as_text(debug_info=True)
+    named = [line for line in text.splitlines() if "jacobian_penalty" in line]
+    assert named
+    assert not any("jacobian_penalty/tanh" in line for line in named)
+
+
 def test_value_and_penalty_equal_their_parts(small_mlp, key):
     f, x = small_mlp
     for probe in ("sphere", "orthonormal", "rademacher", "gaussian"):
