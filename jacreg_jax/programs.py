@@ -219,8 +219,8 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
     Without it the loops of every call outside of `jax.jit` would compile anew, and their programs would stay in memory.
     """
 
-    @functools.wraps(attack)
     @checks.pure
+    @functools.wraps(attack)
     def call(*args: P.args, **options: P.kwargs) -> R:
         named = dict(options)
         f, *rows = cast(Any, args or (None,))

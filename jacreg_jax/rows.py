@@ -8,6 +8,9 @@ import jax.numpy as jnp
 
 from jacreg_jax.types import Array, Float, PyTree
 
+_AUX = "; of an f that gives (output, state), take the output, or has_aux=True where it can be said"
+_PYTHON = {f"Typed{kind.__name__.title()}": kind.__name__ for kind in (bool, int, float, complex)}  # jax's, in a trace
+
 
 class Rows:
     """How a pytree of arrays [B, ...] lies in one matrix [B, size].
@@ -26,17 +29,19 @@ class Rows:
         self.leaves, self.treedef = jax.tree.flatten(tree)
         if not self.leaves:
             raise ValueError(f"{name} holds no array")
+        hint = _AUX if name == "f(x)" and isinstance(tree, tuple) else ""
         for leaf in self.leaves:
             if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
-                got = type(tree).__name__ if leaf is tree else f"a {type(tree).__name__} of {type(leaf).__name__}"
-                raise TypeError(f"{name} must be an array or a pytree of arrays, got {got}")
+                kind = _PYTHON.get(type(leaf).__name__, type(leaf).__name__)
+                got = kind if leaf is tree else f"a {type(tree).__name__} of {kind}"
+                raise TypeError(f"{name} must be an array or a pytree of arrays, got {got}{hint}")
             if not jnp.issubdtype(leaf.dtype, jnp.floating):
-                raise TypeError(f"{name} must be real floating point to be differentiated, got {leaf.dtype}")
+                raise TypeError(f"{name} must be real floating point to be differentiated, got {leaf.dtype}{hint}")
         shapes = [leaf.shape for leaf in self.leaves]
         batches = {shape[0] if shape else None for shape in shapes} | ({batch} if batch is not None else set())
         if len(batches) != 1 or None in batches:
             wanted = "one leading batch axis" if batch is None else f"the batch size of x, {batch}, in front"
-            raise ValueError(f"{name} must have {wanted}, got shapes {shapes}")
+            raise ValueError(f"{name} must have {wanted}, got shapes {shapes}{hint}")
         self.batch = int(shapes[0][0])
         self.sizes = [math.prod(shape[1:]) for shape in shapes]
         self.size = sum(self.sizes)

@@ -56,7 +56,9 @@ class JointLoss:
         coefficient = self.lambda_jr(state.step) if callable(self.lambda_jr) else self.lambda_jr
         if isinstance(coefficient, TargetNorm):
             coefficient = coefficient.lambda_jr(state).astype(metrics["penalty"].dtype)
-            metrics |= {"lambda_jr": coefficient} | self._held_out(model, batch, keys, metrics["penalty"])
+            metrics |= self._held_out(model, batch, keys, metrics["penalty"])
+        if not self._is_constant:
+            metrics["lambda_jr"] = jnp.asarray(coefficient, metrics["penalty"].dtype)
         value = joint_loss(supervised, self.penalty_times * penalty, lambda_jr=coefficient)
         return value, (model_state, metrics)
 
@@ -68,10 +70,14 @@ class JointLoss:
     def _is_plain(self) -> bool:
         return isinstance(self.lambda_jr, (int, float)) and self.lambda_jr == 0
 
+    @property
+    def _is_constant(self) -> bool:
+        return not (callable(self.lambda_jr) or isinstance(self.lambda_jr, TargetNorm))
+
     def _raw_input(self, model: BoundModel, batch: Batch, keys: Array) -> Any:
         if not isinstance(batch, Mapping) or self.input_name not in batch:
             got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-            raise ValueError(f"batch must be a dict with {self.input_name!r}, got {got}")
+            raise ValueError(f"batch must be a dict with {self.input_name!r} (input_name= says another), got {got}")
         raw = batch[self.input_name]
         if self.perturb is None:
             return raw
@@ -127,7 +133,8 @@ def supervised_loss(
     Returns:
         loss(params, state, batch, keys) -> (loss, (model_state, metrics)) for `make_train_step`. batch is a dict of
         arrays [B, ...]; where it has "weight" [B], the loss of each sample is multiplied by it. Metrics are scalars:
-        means of the objective, and penalty with its standard error, penalty_error, over penalty_count samples.
+        means of the objective, and penalty with its standard error, penalty_error, over penalty_count samples; where
+        lambda_jr is no constant, lambda_jr.
 
     Raises:
         TypeError: apply, objective, penalty, preprocess or perturb cannot be called.

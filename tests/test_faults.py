@@ -502,6 +502,19 @@ def test_relatives_of_pytrees(key):
     np.testing.assert_allclose(relatives.input_gradient_penalty(f, x, y, norm="l1"), np.abs(rows).sum(1), rtol=1e-5)
 
 
+def test_an_error_of_the_model_gets_advice(key):
+    """What f itself raises is left as it is, with a note on what f is called with."""
+    x, one_sample = jnp.ones((5, 8)), lambda x: jnp.ones((3, 8)) @ x
+    foreign, with_state = (lambda x: np.tanh(x)), (lambda x: (x, 0.0))
+    for call in (lambda f: jr.value_and_penalty(f, x, key), lambda f: jr.exact_frobenius_sq(f, x)):
+        for f, note in ((one_sample, "jax.vmap(f)"), (foreign, "jax.pure_callback")):
+            with pytest.raises(TypeError) as caught:
+                call(f)
+            assert any(note in line for line in caught.value.__notes__)
+        with pytest.raises((TypeError, ValueError), match=r"; of an f that gives \(output, state\), .* has_aux=True"):
+            call(with_state)
+
+
 @pytest.mark.parametrize("x", [[1.0, 2.0], {"a": "image"}, "image"])
 def test_no_array(x, key):
     for call in (lambda: jr.exact_frobenius_sq(jnp.tanh, x), lambda: jr.value_and_penalty(jnp.tanh, x, key)):

@@ -38,6 +38,7 @@ def test_ramp_in_a_train_step(key):
     _, metrics = training.make_train_steps(loss, optimizer)(state, data, jnp.broadcast_to(jnp.arange(12), (8, 12)))
     share = (metrics["loss"] - metrics["cross_entropy"]) / metrics["penalty"]
     np.testing.assert_allclose(share, [0.5 * float(ramp(t)) for t in range(8)], atol=1e-6)
+    np.testing.assert_allclose(metrics["lambda_jr"], [ramp(t) for t in range(8)], rtol=1e-6)
 
 
 def test_errors():

@@ -9,6 +9,14 @@ from jacreg_jax.checks.words import what
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_BATCHED = (
+    "f is called with the whole batch, [B, ...] -> [B, ...]: of a function of one sample, as an equinox module is, "
+    "take jax.vmap(f)"
+)
+_FOREIGN = (
+    "f is traced by JAX and must be written in it, not in numpy or torch; a model of another framework is a black box, "
+    "jax.pure_callback(f, shape, x), which has no derivative"
+)
 _MUTATION = {"TraceContextError", "JaxTransformError"}  # of flax.nnx and flax.linen, neither imported here
 
 
@@ -38,7 +46,8 @@ def function(name: str, value: Any, arguments: Sequence[str] | None = ("x",), hi
 
 
 def pure(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator: says what to do where a function under study changes its own state while it is traced."""
+    """Decorator: says what to do where a function under study changes its own state while it is traced, or fails."""
+    takes_f = "f" in inspect.signature(function).parameters
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -46,6 +55,8 @@ def pure(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
         except Exception as error:
             if type(error).__name__ not in _MUTATION:
+                if takes_f:
+                    _advise(error)
                 raise
             raise TypeError(
                 "f must be a pure function of x, got one that changes the state of a flax module while it is traced, "
@@ -55,3 +66,14 @@ def pure(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return call
+
+
+def _advise(error: Exception) -> None:
+    """A note on an error that was raised in f, not in this library: what f is called with, or that JAX is wanted."""
+    innermost = inspect.getinnerframes(error.__traceback__, context=0)[-1].frame if error.__traceback__ else None
+    if innermost is None or innermost.f_globals.get("__name__", "").startswith("jacreg_jax"):
+        return
+    foreign = type(error).__name__ == "TracerArrayConversionError"
+    note = _FOREIGN if foreign else _BATCHED if isinstance(error, TypeError | ValueError) else None
+    if note is not None and note not in getattr(error, "__notes__", ()):
+        error.add_note(note)
