@@ -41,6 +41,8 @@ CPU = (
     "figure_s5 --seeds 3",
     "figure2 --seeds 1",
     "figure_s6 --seeds 1",
+    "sceptic --num-steps 15000",
+    "sceptic --problem cifar10_ddnet --num-steps 15000",
 )
 GPU = (
     *("table3", "figure_s3", "figure_s5 --problem cifar10_ddnet", "figure_s6 --problem cifar10_ddnet"),

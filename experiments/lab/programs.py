@@ -11,9 +11,16 @@ from jax.sharding import PartitionSpec
 
 from experiments.lab import world
 from experiments.lab.recipes import Recipe
-from jacreg_jax import adversarial_training, penalties, sharding, training
+from jacreg_jax import adversarial_training, penalties, relatives, sharding, training
 from jacreg_jax.models import batch_statistics_mode, eval_mode, held_statistics_mode, initialize, train_mode
 from jacreg_jax.precision import computed_in
+
+RELATIVES = {
+    "input gradient": lambda f, x, y, key: relatives.input_gradient_penalty(f, x, y),
+    "input gradient, L1": lambda f, x, y, key: relatives.input_gradient_penalty(f, x, y, norm="l1"),
+    "noise consistency": lambda f, x, key: relatives.noise_consistency(f, x, key, sigma=0.3),
+    "spectral norm": lambda f, x, key: relatives.spectral_norm_sq(f, x, key, num_iterations=1),
+}
 
 
 def module_of(recipe: Recipe) -> nn.Module:
@@ -60,6 +67,8 @@ def penalty_of(recipe: Recipe, computed: Callable = lambda apply: apply, chunk_s
         computed: what another form of the model is wrapped in.
         chunk_size: vector-Jacobian products at once; None: the library's own choice.
     """
+    if recipe.relative:
+        return penalties.of(RELATIVES[recipe.relative])
     exact = recipe.num_projections == "exact"
     projected = lambda: penalties.projected(recipe.num_projections, recipe.probe, chunk_size)
     penalty = penalties.exact(chunk_size) if exact else projected()
@@ -75,6 +84,8 @@ def perturbation(recipe: Recipe) -> Callable | None:
     """(f, image, label, keys) -> image: the problem's augmentation, then adversarial training."""
     augment = recipe.problem.augment
     fgsm = adversarial_training.random_fgsm(recipe.max_epsilon) if recipe.max_epsilon else None
+    if recipe.pgd_steps:
+        fgsm = adversarial_training.pgd(recipe.max_epsilon, num_steps=recipe.pgd_steps)
     if augment is None:
         return fgsm
 

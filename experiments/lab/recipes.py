@@ -8,6 +8,7 @@ from experiments.lab.problems import MNIST_LENET, PROBLEMS, Problem
 
 # "reshuffled", a new permutation every epoch, is what all models are trained with but those of data_order
 Order = Literal["reshuffled", "reshuffled otherwise", "same every epoch", "with replacement"]
+Relative = Literal["", "input gradient", "input gradient, L1", "noise consistency", "spectral norm"]
 Penalised = Literal["as trained", "eval mode", "batch statistics"]
 
 
@@ -39,6 +40,10 @@ class Recipe:
     with BatchNorm at the statistics of the batch."""
     draw: int = 0
     """Initial parameters are drawn from another key for each; the subset of a seed and the batches stay."""
+    relative: Relative = ""
+    """What lambda_jr weighs in place of ||J||_F^2, see `jacreg_jax.relatives`; "": nothing else."""
+    pgd_steps: int = 0
+    """Adversarial training by PGD of as many steps within max_epsilon, from a random start; 0: by the paper's FGSM."""
 
     def few_shot(self, samples_per_class: int) -> "Recipe":
         """The same on a subsample: full batch, constant learning rate 0.01, 10,000 steps (section 3.1)."""
@@ -64,8 +69,9 @@ class Recipe:
     def config(self) -> dict:
         """As it is written: what MNIST's first results held stands always, the rest where it differs from theirs."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)} | {"problem": self.problem.name}
-        new = {name: values.pop(name) for name in ("problem", "order", "penalised", "draw")}
-        plain = {"problem": MNIST_LENET.name} | {f.name: f.default for f in dataclasses.fields(self)[-3:]}
+        names = [f.name for f in dataclasses.fields(self)]
+        new = {name: values.pop(name) for name in names[names.index("problem") :]}
+        plain = {f.name: f.default for f in dataclasses.fields(self)} | {"problem": MNIST_LENET.name}
         return values | {"dataset": self.problem.dataset} | {k: v for k, v in new.items() if v != plain[k]}
 
     def digest(self) -> str:
