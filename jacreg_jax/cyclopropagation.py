@@ -269,7 +269,8 @@ def _activations(params: Layers, activation: Activation, last: Activation) -> li
 def _check(params: Layers, x: Array, **activations: Activation) -> None:
     for name, sigma in activations.items():
         if not isinstance(sigma, Activation):
-            raise ValueError(f"{name} must be an Activation, such as TANH or activation_from(sigma), got {sigma!r}")
+            got = getattr(sigma, "__name__", repr(sigma))
+            raise ValueError(f"{name} must be an Activation, such as TANH or activation_from(sigma), got {got}")
     if not (hasattr(x, "dtype") and jnp.issubdtype(x.dtype, jnp.floating)):
         raise TypeError(f"x must be a floating point array [B, n_0], got {getattr(x, 'dtype', type(x).__name__)}")
     if x.ndim != 2:
