@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import optax
 from jacreg_jax import checks
 from jacreg_jax.types import Array, PyTree
 
+Optimizer: TypeAlias = optax.GradientTransformation | optax.MultiSteps
 LEAST, MOST = 1e-8, 1e4  # lambda_jr of `target_norm` stays between them
 
 
@@ -150,7 +151,7 @@ class TargetNorm:
             )
         return jnp.exp(found[0].log_lambda)
 
-    def optimizer(self, inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    def optimizer(self, inner: Optimizer) -> optax.GradientTransformationExtraArgs:
         """The optimizer, with a Dual in its state that every update with `metrics=` moves, as train steps give them.
 
         Raises:

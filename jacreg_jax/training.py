@@ -22,7 +22,7 @@ from jacreg_jax.guard import Guarded, by_name, check_batch, check_is_state, chec
 from jacreg_jax.keys import check_key
 from jacreg_jax.metrics import merged
 from jacreg_jax.optimizers import quench as quench, sgd as sgd
-from jacreg_jax.schedules import Dual
+from jacreg_jax.schedules import Dual, Optimizer
 from jacreg_jax.supervised import (
     classification_loss as classification_loss,
     multi_label_loss as multi_label_loss,
@@ -54,14 +54,12 @@ class NonFiniteError(FloatingPointError):
         )
 
 
-def init_state(
-    params: PyTree, optimizer: optax.GradientTransformation, key: jax.Array, model_state: PyTree = None
-) -> TrainState:
+def init_state(params: PyTree, optimizer: Optimizer, key: jax.Array, model_state: PyTree = None) -> TrainState:
     """State before the first step; a copy, so that a step that donates it leaves the caller's params and key alone.
 
     Args:
         params: pytree of parameters.
-        optimizer: an optax transformation.
+        optimizer: an optax transformation, or `optax.MultiSteps`.
         key: typed key.
         model_state: such as BatchNorm's statistics; None: {}.
 
@@ -85,7 +83,7 @@ def init_state(
 
 def make_train_step(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     mesh: jax.sharding.Mesh | None = None,
     backend: sharding.Backend = "jit",
@@ -99,7 +97,7 @@ def make_train_step(
         loss: (params, state, batch, keys) -> (loss, (model_state, metrics)), the mean over the batch; keys holds one
             typed key for each row, the same on any number of devices. See `classification_loss`. The metrics, scalars,
             of several devices are put together by `metrics.merged`.
-        optimizer: an optax transformation; one that wants value, grad or value_fn gets them.
+        optimizer: an optax transformation, or `optax.MultiSteps`; one that wants value, grad or value_fn gets them.
         mesh: from `sharding.data_mesh`; None for one device.
         backend: "jit", "shard_map" or "pmap".
         donate: reuse the buffers of the old state.
@@ -136,7 +134,7 @@ def make_train_step(
 
 def make_train_steps(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     *,
     mesh: jax.sharding.Mesh | None = None,
     backend: sharding.Backend = "jit",
@@ -151,7 +149,7 @@ def make_train_steps(
 
     Args:
         loss: as for `make_train_step`.
-        optimizer: an optax transformation.
+        optimizer: an optax transformation, or `optax.MultiSteps`.
         mesh: from `sharding.data_mesh`; None for one device.
         backend: "jit", "shard_map" or "pmap".
         donate: reuse the buffers of the old state.
@@ -240,7 +238,7 @@ def check_finite(metrics: dict[str, Any], last_step: int) -> None:
 @checks.pure
 def _update(
     loss: Loss,
-    optimizer: optax.GradientTransformation,
+    optimizer: Optimizer,
     tests: list[Deferred],
     state: TrainState,
     batch: PyTree,
@@ -275,7 +273,10 @@ def _update(
     if Dual.all_in(state.opt_state):  # of a `target_norm`; optax's line searches refuse what they do not know
         extra["metrics"] = metrics
         if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
-            raise ValueError(f"optimizer must be target.optimizer(...) outside of all else, got {optimizer}")
+            raise ValueError(
+                "optimizer must be target.optimizer(...) outside of all else, of optax.MultiSteps too, "
+                f"got {type(optimizer).__name__}"
+            )
     update = optax.with_extra_args_support(optimizer).update
     updates, opt_state = update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
