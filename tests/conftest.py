@@ -31,7 +31,7 @@ NEIGHBOURING_DATA = ROOT.parent / "shared" / "data" / "tensorflow_datasets"
 REQUIRED = os.environ.get("JACREG_REQUIRE", "").split(",")  # set by .ci/run: nothing may skip there
 
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache" / "tests"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
