@@ -54,8 +54,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--data", required=True, help=".npz with x [N, ...] and y [N]")
     report.add_argument("--epsilon", nargs="+", required=True, metavar="NORM=RADIUS", help="linf=0.03 l2=0.5")
     report.add_argument("--bounds", nargs=2, type=float, default=(0.0, 1.0), help="of the inputs; default 0 1")
-    report.add_argument("--budget", choices=("quick", "standard"), default="standard")
-    report.add_argument("--out", type=Path, default=Path("report"), help="folder of report.json and report.png")
+    report.add_argument(
+        "--budget", choices=("quick", "standard"), default="standard", help="quick: a first look; standard: a claim"
+    )
+    report.add_argument(
+        "--out", type=Path, default=Path("report"), help="folder for report.json and, with matplotlib, report.png"
+    )
     report.add_argument("--seed", type=int, default=0)
     report.set_defaults(do=_report)
     commands.add_parser("experiments", help="what `python -m experiments` does, in a clone of the repository")
@@ -78,9 +82,11 @@ def _report(parsed: argparse.Namespace) -> None:
     parsed.out.mkdir(parents=True, exist_ok=True)
     found.to_json(parsed.out / "report.json")
     print(found)
-    if importlib.util.find_spec("matplotlib"):
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    if drawn:
         found.figure().savefig(parsed.out / "report.png", bbox_inches="tight")
-    print(f"\nwritten to {parsed.out}")
+    left_out = "" if drawn else "; for report.png install matplotlib"
+    print(f"\nwritten to {parsed.out}: report.json{' and report.png' * drawn}{left_out}")
 
 
 def _function_of(name: str) -> Function:
@@ -158,6 +164,7 @@ def demo(steps: int = 3000, norm: float = 10.0) -> str:
     rows, key = {}, jax.random.key(0)
     for name, wanted in (("plain", None), (f"||J|| = {norm:g}", norm)):
         start = time.perf_counter()
+        print(f"training and attacking: {name} ...", file=sys.stderr)
         f = jax.tree_util.Partial(_perceptron, _trained(x, y, key, steps, wanted))
         found = [evaluation.accuracy(f, test, labels)]
         for epsilon in (0.05, 0.1):

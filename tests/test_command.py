@@ -48,7 +48,7 @@ def test_a_report_on_a_model_of_ones_own(folder, capsys):
     command.main(["report", "someones_model:f", "--data", "test.npz", "--epsilon", "linf=0.01", "--budget", "quick"])
     assert "clean" in capsys.readouterr().out
     found = json.loads((folder / "report" / "report.json").read_text())
-    assert found["clean"]["accuracy"] == 1.0
+    assert found["sections"]["clean"]["accuracy"] == 1.0
     assert (folder / "report" / "report.png").stat().st_size > 1000
 
 
