@@ -1,0 +1,217 @@
+"""What only a broken line shows: counts of steps and passes, the first and the last of something, other axes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jacreg_jax as jr
+from jacreg_jax import attacks, certify, evaluation, guard, rows, shares
+from jacreg_jax.attacks import gradient, output_criteria, square_bumps, square_canvas, trace
+from jacreg_jax.attacks.start import begin
+
+HALF = lambda x: jnp.concatenate([x[:, :1], 1 - x[:, :1]], axis=1)  # class 0 above 0.5, of the first feature alone
+
+
+# ------------------------------------------------------------------------------------- Square's bumps, step by step
+
+
+def rectangles(height, width, power):
+    """Nested rectangles, after the reference code, with its own indices."""
+    found, at = np.zeros((height, width)), [height // 2, width // 2]
+    for k in range(max(height // 2, width // 2) + 1):
+        up, left = max(at[0], 0), max(at[1], 0)
+        found[up : min(at[0] + 2 * k + 1, height), left : min(at[1] + 2 * k + 1, width)] += 1 / (k + 1) ** power
+        at = [at[0] - 1, at[1] - 1]
+    return found / size(found, power)
+
+
+def size(values, power, axes=None):
+    return np.sqrt((values**2).sum(axes)) if power == 2 else np.abs(values).sum(axes)
+
+
+def eta(side, power, lying):
+    found = np.zeros((side, side))
+    found[: side // 2] = rectangles(side // 2, side, power)
+    found[side // 2 :] = -rectangles(side - side // 2, side, power)
+    found /= size(found, power)
+    return found.T if lying else found
+
+
+def twin(delta, side, radius, power, key):
+    """One proposal for one image [H, W, C], in plain NumPy; keys are split as the attack splits them."""
+    first, second, turn, sign = jax.random.split(key, 4)
+    height, width, channels = delta.shape
+    places = [max(height - side, 1), max(width - side, 1)]
+    corners = [np.asarray(jax.random.randint(k, (2,), 0, jnp.asarray(places), jnp.int32)) for k in (first, second)]
+    window, other = (np.zeros((height, width, 1), bool) for _ in range(2))
+    for mask, (row, column) in zip((window, other), corners, strict=True):
+        mask[row : row + side, column : column + side] = True
+    bump = np.zeros((height, width))
+    row, column = corners[0]
+    bump[row : row + side, column : column + side] = eta(side, power, bool(jax.random.randint(turn, (), 0, 2)))
+    signs = np.asarray(square_canvas.signs(sign, (1, 1, channels), jnp.float32))
+    of = lambda values: size(values, power, (0, 1))
+    new = bump[:, :, None] * signs + delta * window / (1e-12 + of(delta * window))
+    new /= 1e-12 + of(new)
+    taken = of(delta * (window | other))
+    if power == 2:
+        spare = max(radius**2 - (delta**2).sum(), 0)
+        new *= np.sqrt(spare / channels + taken**2)
+    else:
+        new *= max(radius - np.abs(delta).sum(), 0) + taken * channels
+    return np.where(window | other, 0, delta) + np.where(window, new, 0)
+
+
+@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 4)])
+def test_square_s_bump_is_that_of_the_reference_code(norm, power):
+    """Ten draws on images of two channels, of a large window and a small one; nothing meets the bounds."""
+    shape, radius, queries = (10, 12, 2), 2.0, 400
+    x = jnp.full((1, *shape), 5.0)
+    f = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
+    start = begin(f, x, jnp.array([0]), (0.0, 10.0), norm=norm, epsilon=radius)
+    first, propose = square_bumps.bumps(start, jnp.full((1, 1, 1, 1), radius), queries, 0.5, norm)
+    sides = square_canvas.sizes_of(queries, 0.5, shape[:2], norm)
+    delta = np.asarray(0.1 * jax.random.normal(jax.random.key(9), shape))
+    for number in range(10):
+        i, key = 40 * number, jax.random.key(number)
+        found = np.asarray(propose(x + delta[None], jnp.int32(i), key[None]))[0] - 5.0
+        expected = twin(delta, int(sides[i]), radius, power, key)
+        if norm == "l2":
+            expected *= radius / np.sqrt((expected**2).sum())
+        else:
+            expected *= min(1, radius / np.abs(expected).sum()) if np.abs(expected).sum() > radius else 1
+        if norm == "l2" or np.abs(expected).sum() < 0.999 * radius:
+            np.testing.assert_allclose(found, expected, atol=2e-5)
+    begun = np.asarray(first(jax.random.key(0)[None]))[0] - 5.0
+    assert size(begun, power) == pytest.approx(radius, rel=1e-3)
+    side = min(shape[:2]) // 5
+    tiles = {np.sign(begun[r : r + side, c : c + side]).tobytes()
+             for r in range(0, 10, side) for c in range(0, 12, side)}  # fmt: skip
+    assert 4 <= len(tiles) <= 8, "upright and lying, in two signs for each of two channels"
+    assert not np.allclose(begun[:side, :side], begun[:side, side : 2 * side]) or len(tiles) > 2
+
+
+def test_the_sides_of_square_s_windows():
+    sides = square_canvas.sizes_of(10_000, 0.1, (28, 28), "l2")
+    assert sides.min() == 3, "odd, and not below three"
+    assert set(sides % 2) == {1}
+    assert square_canvas.sizes_of(10_000, 0.1, (28, 28), "linf").min() == 1
+
+
+# ------------------------------------------------------------------------------------------------- steps and passes
+
+
+def test_square_counts_the_query_that_fools():
+    """Every proposal fools: the first image or the first query does, and no more are made."""
+    asked = []
+
+    def f(x):
+        jax.debug.callback(lambda: asked.append(1))
+        return jnp.stack([(x == 0.7).all((1, 2, 3)) * 1.0, jnp.full(len(x), 0.5)], axis=1)
+
+    x = jnp.full((1, 6, 6, 1), 0.7)
+    found = attacks.square(f, x, jnp.array([0]), jax.random.key(0), epsilon=0.1, num_queries=5)
+    assert found.success.all()
+    assert found.steps.tolist() == [0]
+    never = lambda x: jnp.stack([x.mean((1, 2, 3)) + 9, 1 - x.mean((1, 2, 3))], axis=1)
+    late = attacks.square(never, x, jnp.array([0]), jax.random.key(0), epsilon=0.1, num_queries=5)
+    assert not late.success.any()
+    assert late.forward.tolist() == [6 + int(late.forward[0]) - 6]
+    assert int(late.forward[0]) in (6, 7, 8)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_counts_its_passes(norm):
+    """A sample that is never fooled is evaluated at the start, at every step, and where the result is made."""
+    never = lambda x: HALF(0.0 * x + 0.9)
+    few, many = (
+        attacks.apgd(never, jnp.array([[0.9]]), jnp.array([0]), jax.random.key(0), epsilon=0.1, norm=norm, num_steps=n)
+        for n in (5, 12)
+    )
+    assert int(many.forward[0] - few.forward[0]) == 7
+    assert int(many.backward[0] - few.backward[0]) == 7
+    assert int(few.backward[0]) >= 5
+
+
+def test_a_pixel_without_gradient_does_not_move():
+    x = jnp.array([[0.6, 0.3]])
+    found = attacks.pgd_distance(HALF, x, jnp.array([0]), step_size=0.02, epsilon=0.5)
+    assert found.success.all()
+    assert float(found.x_adv[0, 1]) == pytest.approx(0.3)
+    assert int(found.backward[0]) == int(found.steps[0]) + 2, "a step, the look at its end, and that at the start"
+    ends = attacks.pgd_distance(lambda x: HALF(0 * x + 0.9), x, jnp.array([0]), step_size=0.02, num_steps=3)
+    assert int(ends.backward[0]) == 4
+
+
+def test_a_trajectory_keeps_the_steps_that_were_made():
+    """One column of one row, where a sample is done no more of it."""
+    blank = trace.Trajectory(*(jnp.full((2, 3), jnp.nan),) * 2)
+    going = jnp.array([True, False])
+    found = trace.record(blank, jnp.int32(1), jnp.array([4.0, 5.0]), jnp.array([[3.0, 4.0], [1.0, 0.0]]), "l2", going)
+    np.testing.assert_array_equal(found.loss, [[np.nan, 4, np.nan], [np.nan] * 3])
+    np.testing.assert_array_equal(found.distance, [[np.nan, 5, np.nan], [np.nan] * 3])
+
+
+def test_tiny_gradients_keep_their_direction():
+    direction = gradient.ascent_direction(1e-30 * jnp.array([[3.0, 4.0]]), "l2")
+    np.testing.assert_allclose(direction, [[0.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(gradient.ascent_direction(1e30 * jnp.array([[3.0, 4.0]]), "l2"), [[0.6, 0.8]], rtol=1e-6)
+
+
+def test_a_length_leaves_zero_along_the_diagonal():
+    slope = jax.grad(lambda d: output_criteria._length(d).sum())(jnp.zeros((1, 4)))
+    np.testing.assert_allclose(slope, 0.5 * np.ones((1, 4)))
+
+
+# ---------------------------------------------------------------------------------------------------- the last axis
+
+
+def test_labels_of_tokens_may_exceed_their_number():
+    """[B, T, V] with V > T: a label is one of V."""
+    f = lambda x: jnp.eye(5)[None, 3:5] * 1.0 + 0 * x[:, :2, None]  # tokens 3 and 4
+    x, y = jnp.ones((1, 2)), jnp.array([[3, 4]])
+    assert evaluation.accuracy(f, x, y) == 1.0
+    to = attacks.pgd(f, x, y, epsilon=0.1, step_size=0.1, num_steps=1, target=jnp.array([[4, 4]]))
+    assert to.success.tolist() == [False]
+
+
+def test_the_variance_of_stacked_gram_matrices():
+    gram = jnp.stack([k * jnp.diag(jnp.arange(1.0, 4.0)) for k in range(1, 7)]).reshape(2, 3, 3, 3)[:, :2]
+    found = jr.projection_variance(gram, num_projections=1, probe="sphere")
+    alone = [[float(jr.projection_variance(g, num_projections=1, probe="sphere")) for g in row] for row in gram]
+    np.testing.assert_allclose(found, alone, rtol=1e-6)
+    with pytest.raises(ValueError, match="num_projections"):
+        jr.projection_variance(gram, num_projections=4, probe="orthonormal")
+    frames = jnp.broadcast_to(jnp.eye(3), (2, 1, 3, 3))  # one row in front: a count of 2 is above it, and below C
+    np.testing.assert_allclose(jr.projection_variance(frames, num_projections=2, probe="orthonormal"), 0, atol=1e-5)
+
+
+def test_indices_of_models_without_rows_are_refused():
+    with pytest.raises(ValueError, match=r"B rows for each step, got shape \(2, 3, 0\)"):
+        guard.check_rows(jnp.zeros((2, 3, 0), int), 5, "[M, T, B]")
+
+
+def test_what_is_no_array_is_named():
+    with pytest.raises(TypeError, match="x must be an array or a pytree of arrays, got str$"):
+        rows.Rows("word", "x")
+    with pytest.raises(TypeError, match="x must be an array or a pytree of arrays, got a dict of str$"):
+        rows.Rows({"a": "word"}, "x")
+
+
+def test_a_class_that_is_never_hit_has_probability_zero():
+    """f changes its mind with the number of draws: what the selection saw, the bound does not."""
+    nothing = lambda x: jnp.full((len(x), 2), jnp.nan)
+    found = certify.certify_smoothed(nothing, jnp.zeros((1, 2)), jax.random.key(0), sigma=1.0, num_samples=100)
+    assert found.probability.tolist() == [0.0]
+    assert found.prediction.tolist() == [-1]
+
+
+def test_sphere_probes_have_the_length_of_the_frame():
+    v = jr.probes.sample_probes(jax.random.key(0), 4, 7, 3, "sphere")
+    np.testing.assert_allclose(jnp.sum(v**2, -1), 7 * np.ones((4, 3)), rtol=1e-5)
+
+
+def test_draws_of_64_bits_under_x64():
+    with jax.enable_x64(True):
+        assert set(shares.UINT) == {8, 16, 32, 64}
