@@ -310,7 +310,7 @@ def test_weights_masks_and_soft_labels_are_looked_at(key, make, more, message):
 
 def test_a_batch_without_its_input(key):
     loss = supervised.regression_loss(lambda p, s, x, k: (x @ p, s), input_name="x")
-    with pytest.raises(ValueError, match=r"batch must be a dict with 'x' .input_name= says another., got \['image', 'label'\]"):
+    with pytest.raises(ValueError, match=r"a dict with 'x' .input_name= says another., got \['image', 'label'\]"):
         loss(jnp.ones((6, 3)), state_of(jnp.ones((6, 3)), key), {"image": 1, "label": 2}, jax.random.split(key, 4))
 
 
