@@ -55,14 +55,9 @@ bench: .venv/.peers  ## what a step costs beside PyTorch, on all cores and on on
 
 JAX_VERSIONS ?= oldest newest
 
-.PHONY: matrix coverage
+.PHONY: matrix
 matrix:  ## the wheel in an empty environment, with the oldest and the newest JAX allowed: README's examples and the quick tests
 	$(PYTHON) tests/matrix.py $(JAX_VERSIONS)
-
-coverage: .venv/.done  ## lines and branches of jacreg_jax that the fast tests reach; fails below 95 %
-	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest -q -m "not slow"
-	$(BIN)/python -m coverage report
 
 # each compiler in a folder of its own, in the versions that the installed jax names; the package depends on neither
 JAX = $(shell $(BIN)/python -c "import jax; print(jax.__version__)")
