@@ -7,8 +7,9 @@ BIN := .venv/bin
 venv: .venv/.done  ## the environment with all that the tests need, from the lock file
 
 .venv/.done: requirements.lock pyproject.toml
+	@echo "making .venv from the lock file: two to three minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 

@@ -179,6 +179,8 @@ def run(config: Config) -> dict:
         record.write_json(folder / f"demo_{config.dataset}.json", result)
         plots.save(drawing, folder / f"demo_{config.dataset}.png")
         print(f"wrote {folder / f'demo_{config.dataset}.json'} and .png")
+        print("\nNext, your own model: docs/howto/libraries.md has the lines for nnx, linen, equinox, haiku and Keras;")
+        print("`jacreg report my_module:f --data test.npz --epsilon linf=0.03` says how robust a model is.")
     plt.close(drawing)
     return result
 

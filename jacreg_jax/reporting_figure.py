@@ -7,7 +7,10 @@ import numpy as np
 
 def draw(sections: dict[str, dict[str, Any]]) -> Any:
     """Accuracy under noise, accuracy under corruptions by severity, and robust accuracy after each attack."""
-    import matplotlib.pyplot as plt
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError:
+        raise ImportError('figure() draws with matplotlib: pip install "jacreg-jax[experiments]"') from None
 
     panels = [
         panel for panel in (_noise, _corruptions, _worst_case) if panel.__name__[1:].replace("_", " ") in sections
