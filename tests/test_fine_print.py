@@ -63,33 +63,50 @@ def twin(delta, side, radius, power, key):
     return np.where(window | other, 0, delta) + np.where(window, new, 0)
 
 
-@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 4)])
-def test_square_s_bump_is_that_of_the_reference_code(norm, power):
-    """Ten draws on images of two channels, of a large window and a small one; nothing meets the bounds."""
-    shape, radius, queries = (10, 12, 2), 2.0, 400
+def first_twin(shape, side, power, key):
+    """The grid of bumps that Square starts from."""
+    height, width, channels = shape
+    found, top, left = np.zeros(shape), height % side // 2, width % side // 2
+    for row in range(height // side):
+        for column in range(width // side):
+            turn, sign = jax.random.split(jax.random.fold_in(key, row * width + column))
+            signs = np.asarray(square_canvas.signs(sign, (1, 1, channels), jnp.float32))
+            tile = eta(side, power, bool(jax.random.randint(turn, (), 0, 2)))[:, :, None] * signs
+            found[top + row * side : top + (row + 1) * side, left + column * side : left + (column + 1) * side] = tile
+    return found
+
+
+@pytest.mark.parametrize(("norm", "power", "channels"), [("l2", 2, 2), ("l1", 4, 1)])
+def test_square_s_bumps_are_those_of_the_reference_code(norm, power, channels):
+    """The grid of the start and ten proposals, of a large window and smaller ones; nothing meets the bounds."""
+    shape, radius, queries = (10, 13, channels), 2.0, 400
     x = jnp.full((1, *shape), 5.0)
     f = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
     start = begin(f, x, jnp.array([0]), (0.0, 10.0), norm=norm, epsilon=radius)
     first, propose = square_bumps.bumps(start, jnp.full((1, 1, 1, 1), radius), queries, 0.5, norm)
     sides = square_canvas.sizes_of(queries, 0.5, shape[:2], norm)
-    delta = np.asarray(0.1 * jax.random.normal(jax.random.key(9), shape))
+
+    def at_radius(delta):
+        length = np.sqrt((delta**2).sum()) if norm == "l2" else np.abs(delta).sum()
+        return delta * radius / length
+
+    delta = np.asarray(0.01 * jax.random.normal(jax.random.key(9), shape))
     for number in range(10):
         i, key = 40 * number, jax.random.key(number)
         found = np.asarray(propose(x + delta[None], jnp.int32(i), key[None]))[0] - 5.0
         expected = twin(delta, int(sides[i]), radius, power, key)
+        if norm == "l1":
+            assert np.abs(expected).sum() == pytest.approx(radius, rel=1e-5), "the bump takes what the ball has left"
+        np.testing.assert_allclose(found, at_radius(expected), atol=1e-4)
+    for number in range(2):
+        key = jax.random.key(number)
+        begun = np.asarray(first(key[None]))[0] - 5.0
+        whole = first_twin(shape, min(shape[:2]) // 5, power, key)
         if norm == "l2":
-            expected *= radius / np.sqrt((expected**2).sum())
-        else:
-            expected *= min(1, radius / np.abs(expected).sum()) if np.abs(expected).sum() > radius else 1
-        if norm == "l2" or np.abs(expected).sum() < 0.999 * radius:
-            np.testing.assert_allclose(found, expected, atol=2e-5)
-    begun = np.asarray(first(jax.random.key(0)[None]))[0] - 5.0
-    assert size(begun, power) == pytest.approx(radius, rel=1e-3)
-    side = min(shape[:2]) // 5
-    tiles = {np.sign(begun[r : r + side, c : c + side]).tobytes()
-             for r in range(0, 10, side) for c in range(0, 12, side)}  # fmt: skip
-    assert 4 <= len(tiles) <= 8, "upright and lying, in two signs for each of two channels"
-    assert not np.allclose(begun[:side, :side], begun[:side, side : 2 * side]) or len(tiles) > 2
+            np.testing.assert_allclose(begun, at_radius(whole), atol=1e-5)
+        else:  # the projection thins it out
+            assert np.abs(begun).sum() == pytest.approx(radius, rel=1e-3)
+            assert ((begun == 0) | (np.sign(begun) == np.sign(whole))).all()
 
 
 def test_the_sides_of_square_s_windows():
@@ -102,23 +119,32 @@ def test_the_sides_of_square_s_windows():
 # ------------------------------------------------------------------------------------------------- steps and passes
 
 
-def test_square_counts_the_query_that_fools():
-    """Every proposal fools: the first image or the first query does, and no more are made."""
-    asked = []
+def test_square_makes_the_queries_that_it_counts():
+    """Seen by the model: one a step, as many as asked where nothing fools, and no more once something does."""
 
-    def f(x):
-        jax.debug.callback(lambda: asked.append(1))
-        return jnp.stack([(x == 0.7).all((1, 2, 3)) * 1.0, jnp.full(len(x), 0.5)], axis=1)
+    def calls(threshold, num_queries):
+        asked = []
 
-    x = jnp.full((1, 6, 6, 1), 0.7)
-    found = attacks.square(f, x, jnp.array([0]), jax.random.key(0), epsilon=0.1, num_queries=5)
-    assert found.success.all()
-    assert found.steps.tolist() == [0]
-    never = lambda x: jnp.stack([x.mean((1, 2, 3)) + 9, 1 - x.mean((1, 2, 3))], axis=1)
-    late = attacks.square(never, x, jnp.array([0]), jax.random.key(0), epsilon=0.1, num_queries=5)
-    assert not late.success.any()
-    assert late.forward.tolist() == [6 + int(late.forward[0]) - 6]
-    assert int(late.forward[0]) in (6, 7, 8)
+        def f(x):
+            jax.debug.callback(lambda: asked.append(1))
+            mean = x.mean((1, 2, 3))
+            return jnp.stack([mean - threshold, jnp.zeros_like(mean)], axis=1)
+
+        x = jnp.full((1, 6, 6, 1), 0.7)
+        found = attacks.square(f, x, jnp.array([0]), jax.random.key(0), epsilon=0.1, num_queries=num_queries)
+        jax.block_until_ready(found.x_adv)
+        jax.effects_barrier()
+        return len(asked), found
+
+    few, _ = calls(0.0, 5)
+    many, never = calls(0.0, 12)
+    assert not never.success.any()
+    assert many - few == 7
+    made, late = calls(0.65, 300)
+    assert late.success.all()
+    assert int(late.steps[0]) > 1
+    assert made - few == int(late.steps[0]) - 5
+    assert int(late.forward[0]) - int(never.forward[0]) == int(late.steps[0]) - 12
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
