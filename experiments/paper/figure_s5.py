@@ -85,7 +85,8 @@ def figure():
                 if seeds:
                     curves = [plots.fooled_within(results.distances(m), grid) for m in seeds]
                     plots.band(axis, grid, curves, plots.ATTACK_COLOURS[attack], attack)
-            axis.set(title=title(next(letters), network, name), xlabel="L2 distance, raw pixels", ylim=(0, 100))
+            axis.set_title(title(next(letters), network, name), fontsize=10)
+            axis.set(xlabel="L2 distance, raw pixels", ylim=(0, 100))
             plots.legend(axis)
     for axis in axes[:, 0]:
         axis.set_ylabel("test error, %")
