@@ -1,14 +1,17 @@
 """What only a broken line shows: counts of steps and passes, the first and the last of something, other axes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import jacreg_jax as jr
-from jacreg_jax import attacks, certify, evaluation, guard, rows, shares
+from jacreg_jax import attacks, certify, convolution, evaluation, guard, jacobian, rows, shares, training
 from jacreg_jax.attacks import gradient, output_criteria, square_bumps, square_canvas, trace
 from jacreg_jax.attacks.start import begin
+from jacreg_jax.convolution import blocks
 
 HALF = lambda x: jnp.concatenate([x[:, :1], 1 - x[:, :1]], axis=1)  # class 0 above 0.5, of the first feature alone
 
@@ -241,3 +244,62 @@ def test_sphere_probes_have_the_length_of_the_frame():
 def test_draws_of_64_bits_under_x64():
     with jax.enable_x64(True):
         assert set(shares.UINT) == {8, 16, 32, 64}
+
+
+# --------------------------------------------------------------------------------------------- how work is cut up
+
+
+def test_fewer_samples_than_a_batch_are_padded_to_a_power_of_two():
+    seen = []
+
+    def f(x):
+        seen.append(x.shape[0])
+        return jnp.concatenate([x, 1 - x], axis=1)
+
+    for number, rows_seen in ((1, 1), (3, 4), (5, 8), (8, 8)):
+        seen.clear()
+        assert evaluation.accuracy(f, np.full((number, 1), 0.9, np.float32), np.zeros(number, int)) == 1.0
+        assert set(seen) == {rows_seen}, number
+
+
+def test_directions_one_at_a_time_are_one_at_a_time():
+    assert rows.chunked(jnp.ones((3, 2)), 1).shape == (3, 1, 2)
+    assert rows.chunked(jnp.ones((3, 2)), 2).shape == (2, 2, 2)
+    assert rows.chunked(jnp.ones((3, 2)), 9).shape == (1, 3, 2)
+
+
+def test_blocks_divide_the_batch_where_a_near_number_does():
+    """Fifteen rows in blocks of at most four: five of three, and nothing is padded."""
+    assert [part.shape for part in blocks._blocks(4, jnp.ones((15, 2)))] == [(5, 3, 2)]
+    assert [part.shape for part in blocks._blocks(6, jnp.ones((14, 2)))] == [(3, 5, 2)]
+
+
+def test_sixteen_rows_have_sixteen_weights():
+    for seed in range(3):
+        weights = jacobian._distinct_weights(jax.random.key(seed), 16)
+        assert len(set(weights.tolist())) == 16
+        assert sum(weights.tolist()) == 0
+
+
+def test_windows_side_by_side_take_the_fast_way():
+    """Without XLA's own reduction; padding or overlap takes that."""
+    of = lambda **options: str(
+        jax.make_jaxpr(lambda x: convolution.max_pool(x, (2, 2), **options))(jnp.ones((1, 4, 4, 1)))
+    )
+    assert "reduce_window" not in of(strides=(2, 2), padding=((0, 0), (0, 0)))
+    assert "reduce_window" not in of(strides=(2, 2), padding="VALID")
+    assert "reduce_window" in of(strides=(1, 1), padding="VALID")
+    assert "reduce_window" in of(strides=(2, 2), padding=((1, 1), (0, 0)))
+
+
+def test_a_batch_of_one_part_is_no_loop():
+    params, batch = {"w": jnp.ones((3, 2))}, {"image": jnp.ones((4, 3)), "label": jnp.zeros(4, int)}
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p["w"], s))
+    state = training.init_state(params, training.sgd(0.1), jax.random.key(0))
+
+    def program(part_size):
+        step = training.make_train_step(training.in_parts(part_size, loss), training.sgd(0.1), donate=False)
+        return str(jax.make_jaxpr(step)(state, batch))
+
+    assert not re.search(r"\b(scan|while)\[", program(4))
+    assert re.search(r"\b(scan|while)\[", program(2))
