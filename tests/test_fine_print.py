@@ -1,5 +1,6 @@
 """What only a broken line shows: counts of steps and passes, the first and the last of something, other axes."""
 
+import importlib
 import re
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 import jacreg_jax as jr
 from jacreg_jax import attacks, certify, convolution, evaluation, guard, jacobian, rows, shares, training
-from jacreg_jax.attacks import gradient, output_criteria, square_bumps, square_canvas, trace
+from jacreg_jax.attacks import apgd_search, gradient, output_criteria, square_bumps, square_canvas, trace
 from jacreg_jax.attacks.start import begin
 from jacreg_jax.convolution import blocks
 
@@ -303,3 +304,29 @@ def test_a_batch_of_one_part_is_no_loop():
 
     assert not re.search(r"\b(scan|while)\[", program(4))
     assert re.search(r"\b(scan|while)\[", program(2))
+
+
+# ------------------------------------------------------------------------------------------------ where APGD begins
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_apgd_begins_as_the_reference_code(loss, monkeypatch):
+    """Steps of twice epsilon (Croce and Hein, section 3.4); the loss before the first is 0, but for cross-entropy,
+    whose first one is always a rise.
+    """
+    module, begun = importlib.import_module("jacreg_jax.attacks.apgd"), []
+    first = apgd_search._first
+
+    def seen(search, keys, found):
+        begun.append((search.is_ce, first(search, keys, found)))
+        return begun[-1][1]
+
+    monkeypatch.setattr(apgd_search, "_first", seen)
+    f = lambda x: jnp.concatenate([x, 0.5 - x, 0.3 + 0 * x, 0.1 + 0 * x], axis=1)
+    with jax.disable_jit():
+        run = module.apgd.__wrapped__ if hasattr(module.apgd, "__wrapped__") else module.apgd
+        run(f, jnp.array([[0.9]]), jnp.array([0]), jax.random.key(0), epsilon=0.01, num_steps=1, loss=loss)
+    is_ce, state = begun[0]
+    assert is_ce is (loss == "ce")
+    assert state.step_size.tolist() == [2.0]
+    assert state.loss_last.tolist() == [-np.inf if is_ce else 0.0]
