@@ -30,7 +30,7 @@ FOLDER = ROOT / "runs" / "mutants"  # not committed
 CHECKOUT, RECORD, RESULTS = FOLDER / "checkout", FOLDER / "record.json", FOLDER / "results.jsonl"
 REASONS, PAGE = ROOT / "tests" / "mutants_reasons.json", ROOT / "docs" / "mutants.md"
 # tests of other things than the library's numbers
-OTHER = ("experiments", "house", "pages", "shown", "cases", "datasets", "peers", "host_memory", "models", "preproc")
+OTHER = ("experiments", "house", "pages", "shown", "cases", "datasets", "host_memory", "models", "preproc")
 
 
 def check_out() -> None:
