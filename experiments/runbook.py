@@ -146,7 +146,7 @@ def hours_of(recipe: Recipe) -> float | None:
     if timed is None:
         return None
     step = timed[VARIANTS[recipe.num_projections] if recipe.lambda_jr else "plain"]
-    step += timed["plain"] * bool(recipe.max_epsilon)  # FGSM's own gradient
+    step += timed["plain"] * (recipe.pgd_steps or bool(recipe.max_epsilon))  # the attack's own gradients
     images = 10 * recipe.samples_per_class if recipe.samples_per_class else recipe.batch_size
     return recipe.num_steps * step * images / recipe.problem.batch_size / 3.6e6
 

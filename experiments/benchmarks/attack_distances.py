@@ -26,7 +26,6 @@ from experiments.lab import stopping
 from jacreg_jax import attacks
 from jacreg_jax.attacks.losses import margin
 
-ORDERS = {"linf": np.inf, "l2": 2, "l1": 1}
 TOLERANCE = 1e-4  # relative: what lies further below the truth is none of rounding
 
 
@@ -54,7 +53,7 @@ def ours(config: Config) -> dict[tuple[str, str], Any]:
     found = {("DDN", "l2"): partial(attacks.ddn, num_steps=config.ddn_steps)}
     found |= {("DDN, loss=margin", "l2"): partial(attacks.ddn, num_steps=config.ddn_steps, loss=margin)}
     found |= {("CW", "l2"): partial(attacks.carlini_wagner, **of_cw)}
-    return found | {("FAB", norm): partial(fab, norm=norm) for norm in ORDERS}
+    return found | {("FAB", norm): partial(fab, norm=norm) for norm in attack_peers.ORDERS}
 
 
 def theirs(attack: str, norm: str, targets: int, config: Config) -> dict[str, Any]:
@@ -125,7 +124,7 @@ def row(model: Model, norm: str, images: Any, x: jax.Array, y: jax.Array) -> dic
     missed = {"missed": int(np.sum(~fooled))}
     if not fooled.any():
         return {"median": None, "max": None, "below": 0} | missed
-    gap = np.linalg.norm(moved, ORDERS[norm], axis=1)[fooled] / model.distance[norm][fooled] - 1
+    gap = np.linalg.norm(moved, attack_peers.ORDERS[norm], axis=1)[fooled] / model.distance[norm][fooled] - 1
     found = {"median": float(np.median(gap)), "max": float(gap.max())}
     return found | {"below": int(np.sum(gap < -TOLERANCE))} | missed
 

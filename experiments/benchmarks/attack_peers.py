@@ -1,6 +1,7 @@
 """The same attacks of foolbox, pyautoattack and adv-lib, in torch: (attack, norm) -> function of (model, x, y)."""
 
 import importlib
+import math
 import sys
 import types
 import warnings
@@ -8,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 NORMS = {"linf": "Linf", "l2": "L2", "l1": "L1"}
+ORDERS = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
 def adv_lib() -> Any:
@@ -77,7 +79,7 @@ def fab(norm: str, steps: int, targets: int, overshoot: float) -> dict[str, Call
         attack = FABAttack_PT(model, n_restarts=1, seed=0, targeted=True, device="cpu", **options)
         return _nearest(attack, x, y, targets, norm)
 
-    order = {"linf": float("inf"), "l2": 2, "l1": 1}[norm]
+    order = ORDERS[norm]
     return {
         "pyautoattack": towards_classes,
         "adv-lib": lambda model, x, y: adv_lib_fab(model, x, y, norm=order, n_iter=steps, η=overshoot),
@@ -89,11 +91,10 @@ def _nearest(attack: Any, x, y, targets: int, norm: str):
     import torch
 
     best, distance = x.clone(), torch.full((len(x),), torch.inf)
-    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
     for target in range(2, targets + 2):
         attack.target_class = target
         found = attack.attack_single_run(x, y, use_rand_start=False, is_targeted=True)
-        length = (found - x).flatten(1).norm(order, dim=1)
+        length = (found - x).flatten(1).norm(ORDERS[norm], dim=1)
         with torch.no_grad():
             nearer = (attack.predict(found).argmax(1) != y) & (length < distance)
         best[nearer], distance[nearer] = found[nearer], length[nearer]

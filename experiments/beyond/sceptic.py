@@ -102,7 +102,7 @@ def cells(config: Config) -> list[Cell]:
 
 def worst(model, seed: int, *, config: Config) -> dict:
     """The smallest L2 distance of the searches, and the share that nothing fools, by norm and radius."""
-    known = distances.by_name(model.problem) | {a.name: a for a in distances.converged()}
+    known = distances.by_name(model.problem)
     every = [distances.find(model, seed, known[a], config.num_attacked, config)["distance"] for a in FIRST]
     smallest, robust = np.min(every, axis=0), {}
     for norm, radii in RADII[model.problem.name].items():
