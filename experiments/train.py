@@ -22,11 +22,10 @@ import numpy as np
 
 from experiments import RUNS
 from experiments.lab import measure, record, runner, world
-from experiments.lab.batches import rows_of
-from experiments.lab.problems import PROBLEMS, Problem, images
-from experiments.lab.programs import Execution, initial_state, make_steps, module_of
+from experiments.lab.problems import PROBLEMS, Problem
+from experiments.lab.programs import Execution, initial_state, module_of
 from experiments.lab.recipes import Penalised, Recipe, plain
-from experiments.lab.zoo import Model
+from experiments.lab.zoo import Model, prepared
 from jacreg_jax import models, sharding
 
 
@@ -129,19 +128,14 @@ def run(config: Config) -> list[dict]:
     how = Execution(config.part_size, mesh, config.backend, config.dtype)
     facts = {"recipe": recipe.config(), "seed": config.seed, "dtype": config.dtype, "part_size": config.part_size}
     folder = Path(config.folder or RUNS / "train" / f"{problem.name}-{record.digest(facts)}").absolute()
-    steps, optimizer, feed = (*make_steps([recipe], how), None) if problem.resident else _streamed(config, recipe, how)
+    steps, optimizer, data, (rows,), feed = prepared([(recipe, config.seed)], config.data_dir, config.workers, how)
     state = initial_state(recipe, config.seed, optimizer)
-    data, rows = None, lambda first, count: np.arange(first, first + count)
-    if problem.resident:
-        data = images(problem, "train", config.data_dir)
-        data, rows = world.placed(data, mesh), rows_of(recipe, config.seed, np.asarray(data["label"]))
     with record.run_folder(folder, facts), contextlib.ExitStack() as hold:
         if config.trace:
             hold.enter_context(jax.profiler.trace(str(config.trace)))
         keep = Keeper(config, recipe, folder)
         hold.callback(keep.close)
-        if feed:
-            hold.enter_context(feed)
+        hold.enter_context(feed)
         state, history = runner.train(
             steps,
             state if mesh is None else sharding.replicate(state, mesh),
@@ -214,12 +208,6 @@ class Keeper:
         """Write what TensorBoard has not written yet."""
         if self.board is not None:
             self.board.close()
-
-
-def _streamed(config: Config, recipe: Recipe, how: Execution):
-    from experiments.lab import streams  # Grain, an extra
-
-    return streams.make_steps(recipe, config.seed, how, workers=config.workers, data_dir=config.data_dir)
 
 
 def _has_statistics(recipe: Recipe) -> bool:

@@ -178,7 +178,7 @@ def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch:
     run = _run_folder(members, options, watch)
     mesh = _mesh(options, len(members))
     how = Execution(options.part_size, mesh, options.backend)
-    steps, optimizer, data, rows, feed = (_resident if recipe.problem.resident else _streamed)(members, options, how)
+    steps, optimizer, data, rows, feed = prepared(members, options.data_dir, options.workers, how)
     states = [initial_state(*member, optimizer) for member in members]
     names = [f"{recipe.describe()}, seed {seed}" for recipe, seed in members]
     model_of = lambda state: Model(recipe.problem, *world.here((state.params, state.model_state)))
@@ -208,21 +208,22 @@ def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch:
             _write(path, model_of(own), {"config": _config([member], options)["members"][0], "last": last}, run)
 
 
-def _resident(members: Sequence[tuple[Recipe, int]], options: Options, how: Execution):
-    """Steps, optimizer, data on the devices, the rows of each member's batches, and nothing to leave."""
+def prepared(members: Sequence[tuple[Recipe, int]], data_dir: str | None, workers: int, how: Execution):
+    """(steps, optimizer, data, rows, feed): the program, its data, the rows of each member's batches, what is to leave.
+
+    Data that do not fit into memory come with the steps, of one member, whose rows are the numbers of its batches.
+    """
+    (recipe, seed), *others = members
+    if not recipe.problem.resident:
+        from experiments.lab import streams  # Grain, an extra
+
+        assert not others, "models whose data are streamed train alone"
+        steps, optimizer, feed = streams.make_steps(recipe, seed, how, workers=workers, data_dir=data_dir)
+        return steps, optimizer, None, [lambda first, count: np.arange(first, first + count)], feed
     steps, optimizer = make_steps([recipe for recipe, _ in members], how)
-    data = images(members[0][0].problem, "train", options.data_dir)
+    data = images(recipe.problem, "train", data_dir)
     rows = [rows_of(*member, np.asarray(data["label"])) for member in members]
     return steps, optimizer, world.placed(data, how.mesh), rows, contextlib.nullcontext()
-
-
-def _streamed(members: Sequence[tuple[Recipe, int]], options: Options, how: Execution):
-    """The same of one member, whose rows are the numbers of its batches."""
-    from experiments.lab import streams  # Grain, an extra
-
-    ((recipe, seed),) = members
-    steps, optimizer, feed = streams.make_steps(recipe, seed, how, workers=options.workers, data_dir=options.data_dir)
-    return steps, optimizer, None, [lambda start, count: np.arange(start, start + count)], feed
 
 
 def _mesh(options: Options, members: int):
