@@ -182,6 +182,10 @@ def test_a_problem_that_streams_is_trained_attacked_and_measured(tmp_path, monke
     assert (found["test_images"], found["of_test_images"]) == (10, 50_000)
     images = problems.held_out(SMALL, None, str(tmp_path))
     x = jnp.asarray(SMALL.preprocessing.normalize(images["image"]))
+    np.testing.assert_allclose(model.image_f(jnp.asarray(images["image"])), model.f(x), atol=1e-5)
+    assert np.abs(model.raw_f(jnp.asarray(images["image"])) - model.f(x)).max() > 1e-3, (
+        "attacks have a space of their own"
+    )
     assert found["accuracy"] == pytest.approx(np.mean(np.argmax(model.f(x), 1) == images["label"]))
     cells = generalization.cells  # the cells of a streamed problem are those of any
     assert cells("x", SMALL, generalization.Config(columns=("all",), regularizers=("none",)))[0].recipe.problem is SMALL
