@@ -21,7 +21,7 @@ QUICK = ("test_jacobian.py", "test_penalty.py", "test_relatives.py", "test_sched
 
 def oldest(requirements: list[str]) -> list[str]:
     """The least version of everything that JAX moves with."""
-    names = ("jax", "jaxlib", "flax", "optax", "chex")
+    names = ("jax", "jaxlib", "flax", "optax")
     split = (re.match(r"([\w-]+)>=(\S+)", requirement) for requirement in requirements)
     return [f"{found[1]}=={found[2]}.*" for found in split if found and found[1] in names]
 
@@ -51,7 +51,7 @@ def try_one(version: str, wheel: Path, folder: Path) -> dict[str, float]:
         shutil.copytree(ROOT / "tests", tests)
         shutil.copy(ROOT / "pyproject.toml", folder)
     seconds = {"environment": run(sys.executable, "-m", "venv", folder / version)}
-    packages = ["pytest", "beartype", "hypothesis", "scipy", "equinox", "dm-haiku"]
+    packages = ["pytest", "chex", "beartype", "hypothesis", "scipy", "equinox", "dm-haiku"]
     seconds["install"] = run(python, "-m", "pip", "install", "--quiet", f"{wheel}[datasets]", *packages, *pins)
     seconds["demo"] = run(python.with_name("jacreg"), "demo", "--steps", 300, cwd=folder)
     seconds["README"] = run(python, "-c", readme_blocks(2), cwd=folder)
