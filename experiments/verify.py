@@ -54,7 +54,7 @@ def run(config: Config) -> dict[str, tuple[float, float]]:
     ((_, model),) = zoo.train(cell.recipe, [config.seed], options, watch=cell.watch)
     here = numbers_of(json.loads(json.dumps(cell.measure(model, config.seed))))
     there = numbers_of(model_committed)
-    others = [numbers_of(other) for other in committed["models"].values()]
+    others = [numbers_of(other) for other in committed["models"].values() if "diverged_at" not in other]
     rows = {name: (there[name], here[name]) for name in there if name in here}
     same = {True: "the same weights", False: "other weights", None: "which the file does not name"}
     known = model_committed.get("weights")
@@ -73,6 +73,8 @@ def read(config: Config) -> dict:
     if str(config.seed) not in committed.get("models", {}):
         held = ", ".join(sorted(committed.get("models", {}), key=int)) or "no models"
         raise ValueError(f"seed must be one that {path} holds, {held}; got {config.seed}")
+    if step := committed["models"][str(config.seed)].get("diverged_at"):
+        raise ValueError(f"seed must be one whose training stayed finite; {config.seed} diverged at step {step:,}")
     return committed
 
 

@@ -7,14 +7,15 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import __main__ as command_line
+from experiments import __main__ as command_line, verify
 from experiments.beyond import beyond_attacks
 from experiments.lab import cells, distances, record, zoo
 from experiments.lab.cells import Cell
 from experiments.lab.options import Options
 from experiments.lab.problems import CIFAR10_DDNET, MNIST_LENET
 from experiments.lab.recipes import plain, regularizers
-from jacreg_jax import attacks
+from experiments.page import results
+from jacreg_jax import attacks, training
 
 RECIPE = dataclasses.replace(regularizers(MNIST_LENET)["none"].few_shot(1), num_steps=10)
 
@@ -46,6 +47,41 @@ def test_what_is_run_is_not(options, capsys):
     assert written["config"] == {"recipe": RECIPE.config(), "size": 3}
     assert cells.fill([cell._replace(seeds=[1])], options)["mine/a"] == {"1": first["1"]}
     assert "seed 0" not in capsys.readouterr().out
+
+
+def test_a_model_that_diverges_leaves_its_step_and_the_others_go_on(options, capsys, monkeypatch):
+    train = zoo._train_group
+
+    def diverging(members, *rest):
+        if members[0][1] == 1:
+            raise training.NonFiniteError(7, {"loss": np.nan, "grad_norm": np.inf})
+        train(members, *rest)
+
+    monkeypatch.setattr(zoo, "_train_group", diverging)
+    cell = Cell("mine/a", RECIPE, range(3), {}, lambda model, seed: {"value": 1.0})
+    found = cells.fill([cell], options)["mine/a"]
+    assert found["1"] == {"diverged_at": 7}
+    assert found["0"]["value"] == found["2"]["value"] == 1.0
+    told = capsys.readouterr()
+    assert "stopped at step 7: loss nan" in told.err
+    assert "seed 1: diverged_at 7" in told.out
+    assert cells.fill([cell], options)["mine/a"] == found, "and is not trained again"
+    monkeypatch.setattr(results, "RESULTS", options.out)
+    assert list(results.by_seed("mine/a")) == ["0", "2"]
+    assert results.diverged("mine/a") == {"1": 7}
+    with pytest.raises(ValueError, match="1 diverged at step 7"):
+        verify.read(verify.Config("mine/a", 1, options.out))
+
+
+def test_one_of_several_that_train_together_says_what_to_do(options, monkeypatch):
+    def diverging(*_):
+        raise training.NonFiniteError(7, {"loss": np.nan, "grad_norm": np.inf})
+
+    monkeypatch.setattr(zoo, "_train_group", diverging)
+    cell = Cell("mine/a", RECIPE, range(3), {}, lambda model, seed: {"value": 1.0})
+    with pytest.raises(training.NonFiniteError):
+        cells.fill([cell], dataclasses.replace(options, together=2))
+    assert not (options.out / "mine").exists() or not list((options.out / "mine").glob("*.json"))
 
 
 def test_results_of_other_weights_are_refused(options):

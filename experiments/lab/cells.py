@@ -1,6 +1,7 @@
 """A cell: one file of results, models of one recipe by seed. `fill` trains and measures what the files lack."""
 
 import numbers
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from experiments.lab import record, zoo
 from experiments.lab.options import Options
 from experiments.lab.recipes import Recipe
 from experiments.lab.zoo import Model, Watch
+from jacreg_jax import training
 
 
 class Cell(NamedTuple):
@@ -31,7 +33,7 @@ class Cell(NamedTuple):
 def fill(cells: Iterable[Cell], options: Options) -> dict[str, dict[str, dict]]:
     """{cell: {seed: metrics}} of the seeds that the cells ask for; what the files lack is trained and measured.
 
-    Every metric stands beside the digest of the weights that it is of.
+    Every metric stands beside the digest of the weights that it is of. A model that diverged has the step instead.
     """
     cells, found = list(cells), {}
     beside = dict.fromkeys(cell.recipe for cell in cells)
@@ -40,11 +42,23 @@ def fill(cells: Iterable[Cell], options: Options) -> dict[str, dict[str, dict]]:
         check_weights(cell, path, options)
 
         def compute(seeds, cell=cell):
-            for seed, model in zoo.train(cell.recipe, seeds, options, beside, cell.watch):
-                yield seed, cell.measure(model, seed) | {"weights": model.weights}
+            for seed in seeds:
+                yield seed, outcome(cell, seed, seeds, options, beside)
 
         found[cell.name] = fill_file(path, cell.config(), cell.seeds, compute)
     return found
+
+
+def outcome(cell: Cell, seed: int, seeds: Sequence[int], options: Options, beside: Iterable[Recipe]) -> dict:
+    """What is measured of one model; {"diverged_at": step} where its training, alone, stopped being finite."""
+    try:
+        model = zoo.trained(cell.recipe, seed, seeds, options, beside, cell.watch)
+    except training.NonFiniteError as error:
+        if zoo.group_size(options) > 1:
+            raise  # it may be another one of the group
+        print(error, file=sys.stderr)
+        return {"diverged_at": error.step}
+    return cell.measure(model, seed) | {"weights": model.weights}
 
 
 def fill_file(path: Path, config: dict, seeds: Iterable[int], compute: Callable) -> dict[str, dict]:

@@ -88,20 +88,31 @@ def train(
         watch: see Watch.
     """
     seeds = list(seeds)
-    # watched models and lazy ones train alone: under vmap both branches of a lazy step would run, every time
-    size = 1 if watch or recipe.lazy > 1 or not recipe.problem.resident else group_size(options)
-    beside = [r for r in beside if r.program() == recipe.program()] if size > 1 else []
-    wanted = [(r, seed) for r in dict.fromkeys([recipe, *beside]) for seed in seeds]
     for seed in seeds:
-        path = model_path(recipe, seed, options, watch)
-        if not world.agreed(path.exists()):
-            members = [(recipe, seed)]
-            if size > 1:
-                missing = [member for member in wanted if not model_path(*member, options).exists()]
-                members = _unfinished(recipe, seed, options) or missing[:size]
-            _train_group(members, options, watch)
-            world.meet("models are written")
-        yield seed, _as_written(path, load(path, recipe.problem))
+        yield seed, trained(recipe, seed, seeds, options, beside, watch)
+
+
+def trained(
+    recipe: Recipe, seed: int, seeds: Sequence[int], options: Options, beside: Iterable[Recipe], watch: Watch | None
+) -> Model:
+    """The model of one seed, of the zoo or trained now, together with those of other seeds and recipes that are wanted.
+
+    Raises:
+        NonFiniteError: its training diverged, or where models train together, that of one of them.
+    """
+    path = model_path(recipe, seed, options, watch)
+    if not world.agreed(path.exists()):
+        # watched models and lazy ones train alone: under vmap both branches of a lazy step would run, every time
+        alone = watch or recipe.lazy > 1 or not recipe.problem.resident
+        members = [(recipe, seed)]
+        if not alone and group_size(options) > 1:
+            beside = [r for r in beside if r.program() == recipe.program()]
+            wanted = [(r, s) for r in dict.fromkeys([recipe, *beside]) for s in seeds]
+            missing = [member for member in wanted if not model_path(*member, options).exists()]
+            members = _unfinished(recipe, seed, options) or missing[: group_size(options)]
+        _train_group(members, options, watch)
+        world.meet("models are written")
+    return _as_written(path, load(path, recipe.problem))
 
 
 def group_size(options: Options) -> int:

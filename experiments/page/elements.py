@@ -60,7 +60,7 @@ def of_claim(name: str, holds: Callable[[], bool], full: int | None, seeds: int,
     found = results.read(name)
     if found is None:
         return "not run", note
-    steps, count = found["config"]["recipe"]["num_steps"], len(found["models"])
+    steps, count = found["config"]["recipe"]["num_steps"], len(results.models(name))
     note = ", ".join(part for part in (note, f"{count} of {seeds} seeds" * (count < seeds)) if part)
     if not holds():
         return "outside", note

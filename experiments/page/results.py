@@ -70,7 +70,7 @@ def config(name: str) -> dict:
 
 
 def by_seed(name: str, recipe: dict | None = None) -> dict[str, dict]:
-    """The models of a result file by seed; empty where it was not run.
+    """The models of a result file by seed, without those that diverged; empty where it was not run.
 
     Raises:
         ValueError: they were not trained by the recipe.
@@ -80,7 +80,13 @@ def by_seed(name: str, recipe: dict | None = None) -> dict[str, dict]:
         return {}
     if recipe and found["config"]["recipe"] != recipe:
         raise ValueError(f"{name} holds models of another recipe than the paper's: {found['config']['recipe']}")
-    return found["models"]
+    return {seed: model for seed, model in found["models"].items() if "diverged_at" not in model}
+
+
+def diverged(name: str) -> dict[str, int]:
+    """{seed: step} of the models of a result file whose training stopped being finite."""
+    found = (read(name) or {"models": {}})["models"]
+    return {seed: model["diverged_at"] for seed, model in found.items() if "diverged_at" in model}
 
 
 def models(name: str, recipe: dict | None = None) -> list[dict]:

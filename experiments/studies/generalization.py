@@ -97,7 +97,17 @@ class Study:
             rows.append([label, "paper", *(f"{mean} ± {half}" for mean, half, _ in printed)])
             every = zip(ours, printed, strict=True)
             rows.append(["", "ours", *(results.compare(values, paper, error) for (values, error), paper in every)])
-        return results.table(["regularizer", "", *(f"{c} per class" for c in [*columns][:-1]), "all", "‖J‖_F"], rows)
+        header = ["regularizer", "", *(f"{c} per class" for c in [*columns][:-1]), "all", "‖J‖_F"]
+        return results.table(header, rows) + self.diverged()
+
+    def diverged(self) -> str:
+        """Which models are left out, and why; empty where all stayed finite."""
+        every = [(c, n) for c in next(iter(self.accuracies.values())) for n in NAMES]
+        found = {(c, n): results.diverged(f"{self.folder}/{c}-{n}") for c, n in every}
+        said = [f"{c}, {NAMES[n]}, seed {s} at step {step:,}" for (c, n), m in found.items() for s, step in m.items()]
+        few = any(steps for (column, _), steps in found.items() if column != "all")
+        rows = " A few-shot seed is left out of its whole column, so that rows are of equal subsets." * few
+        return f"\n\nTraining diverged: {'; '.join(said)}.{rows}" if said else ""
 
     def paired(self) -> str:
         """Differences to no regularization by seed, and the paper's."""
