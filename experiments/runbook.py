@@ -5,7 +5,8 @@ Command:    python -m experiments runbook [--list] [--hours 8]      `make paper`
 Says:       for every line its command, how many models are missing, and about how long they take on two CPU cores.
 Stops:      after --hours, by Ctrl-C, or when all is there; the same command goes on from the last checkpoint.
 Time:       weeks on two CPU cores; --list prints it line by line.
-Leaves:     what the experiments leave; a line that fails is said at the end, and the others run.
+Leaves:     what the experiments leave; models and checkpoints in files of under 16 MB each, so that a borrowed machine can hand
+            them back. A line that fails is said at the end, and the others run.
 """
 
 import dataclasses

@@ -8,6 +8,7 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,23 @@ def whole(tmp_path_factory):
     """(folder, state) of a run of 40 steps; its checkpoints are those of steps 30 and 40."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
     return folder, train(folder)[0]
+
+
+def test_files_of_a_checkpoint_can_be_carried(tmp_path):
+    """Of 25 models that train together, with one array over the limit."""
+    weights = jax.random.normal(jax.random.key(0), (25, 400, 400))
+    state = {"w": weights, "b": jnp.ones((25, 9)), "key": jax.random.key(1)}
+    kept = checkpoints.Checkpoints(tmp_path)
+    kept.save(50, state)
+    kept.close()
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert sum(file.stat().st_size for file in files) > 14e6
+    assert max(file.stat().st_size for file in files) < 2 * checkpoints.CHUNK + 2**20 < 16e6
+    again = checkpoints.Checkpoints(tmp_path)
+    found, step = again.restore(state | {"w": jnp.zeros_like(weights)}, {50})
+    again.close()
+    assert step == 50
+    chex.assert_trees_all_equal(found, state)
 
 
 @pytest.fixture

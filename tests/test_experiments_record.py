@@ -53,6 +53,26 @@ def test_seeds_lie_in_order_whoever_wrote_first(tmp_path):
     assert list(record.fill(path, {}, range(3), compute)["models"]) == ["0", "1", "2", "10"]
 
 
+def test_arrays_lie_in_files_that_can_be_carried(tmp_path):
+    """The weights of a ResNet-18, 45 MB: a model is there when its first file is, and damage to another is named."""
+    path = tmp_path / "seed-0.npz"
+    arrays = {str(i): np.full((9, 512, 512), i, np.float32) for i in range(4)} | {"small": np.ones(3)}
+    record.write_arrays(path, arrays, record.PIECE)
+    sizes = {file.name: file.stat().st_size for file in tmp_path.iterdir()}
+    assert set(sizes) == {"seed-0.npz", "seed-0.npz.1", "seed-0.npz.2", "seed-0.npz.3"}
+    assert max(sizes.values()) < 16e6
+    jax.tree.map(np.testing.assert_array_equal, record.read_arrays(path), arrays)
+    last = path.with_name("seed-0.npz.3")
+    last.write_bytes(last.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="npz.3 is damaged"):
+        record.read_arrays(path)
+    last.unlink()
+    with pytest.raises(ValueError, match="seed-0.npz is damaged .*npz.3, a part of it"):
+        record.read_arrays(path)
+    record.write_arrays(path, {"a": np.ones(2)}, record.PIECE)
+    assert list(record.read_arrays(path)) == ["a"], "the parts of before are not read"
+
+
 FILLING = """
 import sys, time
 from pathlib import Path

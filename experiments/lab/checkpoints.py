@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from experiments.lab import disk, record, world
 
 KEPT = 2  # the newest, and the one before it
+CHUNK = 7 * 2**20  # bytes of a file at which Orbax begins the next: all stay under 16 MB, so that they can be carried
 
 
 class Checkpoints:
@@ -59,12 +60,13 @@ class Checkpoints:
             ValueError: there are some, and none is whole; with their paths and the remedy.
         """
         abstract, faults = jax.tree.map(ocp.utils.to_shape_dtype_struct, state), {}
+        wanted = ocp.args.PyTreeRestore(abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract))
         for step in world.agreed(self.steps()):
             unlogged = "" if step in logged else "metrics.jsonl holds no row of it"
             faults[step] = world.agreed(self.fault(step) or unlogged if world.is_first() else "")
             if not faults[step]:
                 try:
-                    state = self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
+                    state = self.manager.restore(step, args=wanted)
                 except Exception as error:  # Orbax does not say what it raises
                     faults[step] = f"cannot be read ({type(error).__name__}: {error})"
                 else:
@@ -119,7 +121,7 @@ class Checkpoints:
     def _write(self, step: int, state) -> str:
         """Write a checkpoint and its digests; what went wrong, empty where nothing did."""
         try:
-            self.manager.save(step, args=ocp.args.StandardSave(state))
+            self.manager.save(step, args=ocp.args.PyTreeSave(state, ocdbt_target_data_file_size=CHUNK))
             world.meet(f"checkpoint {step} is written")
             if not world.is_first():
                 return ""

@@ -54,10 +54,26 @@ def write_json(path: Path, content) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def write_arrays(path: Path, arrays: dict) -> None:
-    """Write named arrays to an .npz atomically."""
-    with _whole(path) as partial, partial.open("wb") as file:
-        np.savez(file, **arrays)
+PIECE = 15_000_000  # bytes of a file that can be carried
+PIECES = "number of files"
+
+
+def write_arrays(path: Path, arrays: dict, piece: float = np.inf) -> None:
+    """Write named arrays to an .npz atomically; what is over `piece` bytes into NAME.npz.1 and on, path itself last."""
+    pieces, size = [{}], 0
+    for name, array in arrays.items():
+        if size and size + array.nbytes > piece:
+            pieces, size = [*pieces, {}], 0
+        pieces[-1][name], size = array, size + array.nbytes
+    if len(pieces) > 1:
+        pieces[0][PIECES] = np.asarray(len(pieces))
+    for i, part in reversed([*enumerate(pieces)]):
+        with _whole(_piece(path, i)) as partial, partial.open("wb") as file:
+            np.savez(file, **part)
+
+
+def _piece(path: Path, i: int) -> Path:
+    return path.with_name(f"{path.name}.{i}") if i else path
 
 
 def as_json(values: np.ndarray) -> list:
@@ -81,18 +97,27 @@ def read_json(path: Path, remedy: str = REMEDY):
 
 
 def read_arrays(path: Path, remedy: str = REMEDY) -> dict[str, np.ndarray]:
-    """The arrays of an .npz.
+    """The arrays of an .npz, and of the files that it goes on in.
 
     Raises:
         ValueError: it is damaged; with the path and the remedy.
     """
+    found = _read_piece(path, path, remedy)
+    for i in range(1, int(found.pop(PIECES, 1))):
+        found |= _read_piece(_piece(path, i), path, remedy)
+    return found
+
+
+def _read_piece(piece: Path, path: Path, remedy: str) -> dict[str, np.ndarray]:
     try:
-        with path.open("rb") as file, np.load(file) as arrays:
+        with piece.open("rb") as file, np.load(file) as arrays:
             return dict(arrays)
     except (FileNotFoundError, PermissionError):
-        raise
+        if piece == path:
+            raise
+        raise ValueError(f"{path} is damaged ({piece.name}, a part of it, cannot be opened); {remedy}") from None
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for single bits
-        raise ValueError(f"{path} is damaged ({error}); {remedy}") from None
+        raise ValueError(f"{piece} is damaged ({error}); {remedy}") from None
 
 
 def kept(path: Path, read: Callable):

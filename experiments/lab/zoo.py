@@ -248,7 +248,7 @@ def _mesh(options: Options, members: int):
 def _write(path: Path, model: Model, facts: dict, run: Path):
     facts |= {"weights": model.weights, "run": run.name, "environment": record.environment()}
     record.write_json(path.with_suffix(".json"), facts)
-    record.write_arrays(path, model.arrays())
+    record.write_arrays(path, model.arrays(), record.PIECE)
 
 
 def history(path: Path) -> list[dict]:
