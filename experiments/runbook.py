@@ -5,8 +5,8 @@ Command:    python -m experiments runbook [--list] [--hours 8]      `make paper`
 Says:       for every line its command, how many models are missing, and about how long they take on two CPU cores.
 Stops:      after --hours, by Ctrl-C, or when all is there; the same command goes on from the last checkpoint.
 Time:       weeks on two CPU cores; --list prints it line by line.
-Leaves:     what the experiments leave; models and checkpoints in files of under 16 MB each, so that a borrowed machine can hand
-            them back. A line that fails is said at the end, and the others run.
+Leaves:     what the experiments leave; models and checkpoints in files of under 16 MB each, so that they can be carried
+            from a borrowed machine. A line that fails is said at the end, and the others run.
 """
 
 import dataclasses
@@ -88,7 +88,8 @@ def run(config: Config) -> list[str]:
     """
     if config.hours is not None and not config.hours > 0:
         raise ValueError(f"hours must be positive, got {config.hours}")
-    lines = [line_of(command, config) for command in (GPU if config.gpu else CPU)]
+    counted: set = set()
+    lines = [line_of(command, config, counted) for command in (GPU if config.gpu else CPU)]
     print(listing(lines))
     deadline, failed = time.monotonic() + 3600 * (config.hours or 1e6), []
     for line in [] if config.list else lines:
@@ -110,8 +111,8 @@ def listing(lines: list[Line]) -> str:
     return results.table(head, rows) + f"\n\n{total:.0f} hours in all, without the attacks"
 
 
-def line_of(command: str, config: Config) -> Line:
-    """What a command would still do."""
+def line_of(command: str, config: Config, counted: set) -> Line:
+    """What a command would still do; the training of models that lines before it make, `counted`, is not its own."""
     module, options = parsed(command, config)
     if not hasattr(module, "cells"):
         wanted = [options.results / f"{name}.json" for name in module.files(options)]
@@ -127,7 +128,8 @@ def line_of(command: str, config: Config) -> Line:
         (cell.recipe, seed)
         for (_, seed), cell in found.items()
         if not zoo.model_path(cell.recipe, seed, options, cell.watch).exists()
-    }
+    } - counted
+    counted |= untrained
     hours = [hours_of(recipe) for recipe, _ in untrained]
     return Line(command, len(found), None if None in hours else sum(hours))
 

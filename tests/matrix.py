@@ -23,7 +23,7 @@ def oldest(requirements: list[str]) -> list[str]:
     """The least version of everything that JAX moves with."""
     names = ("jax", "jaxlib", "flax", "optax")
     split = (re.match(r"([\w-]+)>=(\S+)", requirement) for requirement in requirements)
-    return [f"{found[1]}=={found[2]}.*" for found in split if found and found[1] in names]
+    return [f"{found[1]}=={found[2]}" for found in split if found and found[1] in names]
 
 
 def readme_blocks(count: int) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ from experiments.lab.options import Options
 from experiments.lab.problems import CIFAR10_DDNET, MNIST_LENET
 from experiments.lab.recipes import plain, regularizers
 from experiments.page import results
-from jacreg_jax import attacks, training
+from jacreg_jax import attacks
 
 RECIPE = dataclasses.replace(regularizers(MNIST_LENET)["none"].few_shot(1), num_steps=10)
 
@@ -49,39 +50,32 @@ def test_what_is_run_is_not(options, capsys):
     assert "seed 0" not in capsys.readouterr().out
 
 
-def test_a_model_that_diverges_leaves_its_step_and_the_others_go_on(options, capsys, monkeypatch):
-    train = zoo._train_group
+@pytest.mark.parametrize("together", [1, 3])
+def test_a_model_that_diverges_leaves_its_step_and_the_others_go_on(options, together, capsys, monkeypatch):
+    """Alone and among others; it is not trained again, and what reads results leaves it out."""
+    start = zoo.initial_state
 
-    def diverging(members, *rest):
-        if members[0][1] == 1:
-            raise training.NonFiniteError(7, {"loss": np.nan, "grad_norm": np.inf})
-        train(members, *rest)
+    def far_off(recipe, seed, optimizer):
+        state = start(recipe, seed, optimizer)
+        return state if seed != 1 else state._replace(params=jax.tree.map(lambda leaf: leaf * jnp.nan, state.params))
 
-    monkeypatch.setattr(zoo, "_train_group", diverging)
+    monkeypatch.setattr(zoo, "initial_state", far_off)
+    options = dataclasses.replace(options, together=together)
     cell = Cell("mine/a", RECIPE, range(3), {}, lambda model, seed: {"value": 1.0})
     found = cells.fill([cell], options)["mine/a"]
-    assert found["1"] == {"diverged_at": 7}
+    assert found["1"] == {"diverged_at": 1}
     assert found["0"]["value"] == found["2"]["value"] == 1.0
     told = capsys.readouterr()
-    assert "stopped at step 7: loss nan" in told.err
-    assert "seed 1: diverged_at 7" in told.out
-    assert cells.fill([cell], options)["mine/a"] == found, "and is not trained again"
+    assert "num_steps=10, seed 1: training stopped at step 1: loss nan" in told.err
+    assert "seed 1: diverged_at 1" in told.out
+    monkeypatch.setattr(zoo, "_train_group", None)
+    assert cells.fill([cell], options)["mine/a"] == found
+    assert cells.fill([cell._replace(name="mine/b")], options)["mine/b"] == found, "another experiment knows it too"
     monkeypatch.setattr(results, "RESULTS", options.out)
     assert list(results.by_seed("mine/a")) == ["0", "2"]
-    assert results.diverged("mine/a") == {"1": 7}
-    with pytest.raises(ValueError, match="1 diverged at step 7"):
+    assert results.diverged("mine/a") == {"1": 1}
+    with pytest.raises(ValueError, match="1 diverged at step 1"):
         verify.read(verify.Config("mine/a", 1, options.out))
-
-
-def test_one_of_several_that_train_together_says_what_to_do(options, monkeypatch):
-    def diverging(*_):
-        raise training.NonFiniteError(7, {"loss": np.nan, "grad_norm": np.inf})
-
-    monkeypatch.setattr(zoo, "_train_group", diverging)
-    cell = Cell("mine/a", RECIPE, range(3), {}, lambda model, seed: {"value": 1.0})
-    with pytest.raises(training.NonFiniteError):
-        cells.fill([cell], dataclasses.replace(options, together=2))
-    assert not (options.out / "mine").exists() or not list((options.out / "mine").glob("*.json"))
 
 
 def test_results_of_other_weights_are_refused(options):

@@ -86,11 +86,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(problem):
         runner.train(steps, make(), data, rows, num_steps=100)
 
 
-def test_one_model_of_several_that_is_not_finite_is_named(problem):
+def test_of_several_the_others_go_on_where_one_diverges(problem, tmp_path):
     _, make, data, rows = problem
     together = training.make_train_steps(quadratic, training.sgd(0.05), together=True)
-    states = [make(), make()._replace(params={"w": jnp.float32(jnp.inf)})]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    stack = lambda states: jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+    bad = make()._replace(params={"w": jnp.float32(jnp.inf)})
     both = lambda first, count: np.stack([rows(first, count)] * 2)
-    with pytest.raises(training.NonFiniteError, match="model 1 of 2: training stopped at step 1.*--together 1"):
-        runner.train(together, stacked, data, both, num_steps=10)
+    options = {"num_steps": 20, "dispatch": 5, "checkpoint_every": 10, "folder": tmp_path}
+    wanted = "model 1 of 2: training stopped at step 1: loss inf"
+    with pytest.raises(training.NonFiniteError, match=wanted) as error:
+        runner.train(together, stack([make(), bad]), data, both, **options)
+    alone, _ = runner.train(problem[0], make(), data, rows, num_steps=20, dispatch=5)
+    np.testing.assert_allclose(error.value.state.params["w"][0], alone.params["w"], rtol=1e-6)
+    assert error.value.last["step"] == 20
+    assert [found and found["step"] for found in error.value.last["diverged"]] == [None, 1]
+    with pytest.raises(training.NonFiniteError, match=wanted):  # and again, from its checkpoint
+        runner.train(together, stack([make(), bad]), data, both, **options)
+    with pytest.raises(training.NonFiniteError, match="model 0 of 2: .*; and 1 more of 2") as error:
+        runner.train(together, stack([bad, bad]), data, both, num_steps=20, dispatch=5)
+    assert error.value.last["step"] == 5, "nobody is left"

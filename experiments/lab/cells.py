@@ -50,12 +50,10 @@ def fill(cells: Iterable[Cell], options: Options) -> dict[str, dict[str, dict]]:
 
 
 def outcome(cell: Cell, seed: int, seeds: Sequence[int], options: Options, beside: Iterable[Recipe]) -> dict:
-    """What is measured of one model; {"diverged_at": step} where its training, alone, stopped being finite."""
+    """What is measured of one model; {"diverged_at": step} where its training stopped being finite."""
     try:
         model = zoo.trained(cell.recipe, seed, seeds, options, beside, cell.watch)
     except training.NonFiniteError as error:
-        if zoo.group_size(options) > 1:
-            raise  # it may be another one of the group
         print(error, file=sys.stderr)
         return {"diverged_at": error.step}
     return cell.measure(model, seed) | {"weights": model.weights}

@@ -4,6 +4,7 @@ finite. A run that is stopped or killed goes on from its last checkpoint and end
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def train(
 ):
     """Train to step num_steps and return (state, history): one row of mean metrics for each dispatch.
 
+    Of several models that train together the others go on where one diverges; the error comes when they are done.
+
     Args:
         steps: from `training.make_train_steps`.
         state: a TrainState, or one of several models trained together, with a leading axis; training goes on from
@@ -51,7 +54,8 @@ def train(
         watch: row -> what the progress bar shows of it; called after every dispatch, in every process.
 
     Raises:
-        NonFiniteError: with the step; its `state` is the last good one.
+        NonFiniteError: with the step; its `state` is the last good one, and of those that finished their last one. Its
+            `last` is the last row, where "diverged" has of each model None, or the step and its metrics.
         ValueError: intervals that are no multiples of dispatch; no checkpoint in folder that is whole.
         OSError: folder cannot be written, or has no room for a checkpoint.
         Stopped: SIGINT or SIGTERM came; the dispatch in hand was finished, and its state saved.
@@ -77,8 +81,10 @@ def train(
                 metrics = jax.device_get(metrics)
                 milliseconds = 1e3 * (time.perf_counter() - start) / count
                 step += count
-                _check_finite(metrics, step, state, names)
                 row = {"step": step, **_means(metrics), "ms_per_step": round(milliseconds, 3)}
+                row |= _diverged(metrics, step, history[-1] if history else {})
+                if all(row.get("diverged", [None])):
+                    raise _error(row, names, state)
                 if observe and (step % observe_every == 0 or step == num_steps):
                     row |= observe(state)
                 history.append(row)
@@ -91,31 +97,46 @@ def train(
             log.save(step, state)
             goes_on = "goes on" if folder else "starts anew"
             raise stopping.Stopped(number, f"stopped at step {step}; the same command {goes_on}")
+    if "diverged" in history[-1]:
+        raise _error(history[-1], names, state)
     return state, history
 
 
 def _means(metrics: dict) -> dict:
     """Mean over the steps, without those that lazy penalties leave out; a list where models train together."""
     rows = {name: np.asarray(value) for name, value in metrics.items()}
-    return {name: np.nanmean(v, axis=-1).tolist() for name, v in rows.items() if not np.isnan(v).all()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Mean of empty slice")  # of a model that diverged
+        return {name: np.nanmean(v, axis=-1).tolist() for name, v in rows.items() if not np.isnan(v).all()}
 
 
 def _shown(row: dict) -> dict:
     return {k: f"{np.mean(row[k]):.3g}" for k in ("loss", "accuracy", "penalty") if k in row}
 
 
-def _check_finite(metrics: dict, step: int, state, names: Sequence[str]):
-    members = np.atleast_2d(metrics["loss"]).shape[0]
-    for i in range(members):
+def _diverged(metrics: dict, step: int, before: dict) -> dict:
+    """{"diverged": of each model None, or the first step that was not finite, and its metrics}; {} where all are."""
+    rows = {name: np.atleast_2d(value) for name, value in metrics.items()}
+    found = before.get("diverged") or [None] * len(rows["loss"])
+    for i, already in enumerate(found):
         try:
-            training.check_finite({name: np.atleast_2d(value)[i] for name, value in metrics.items()}, step)
+            training.check_finite({name: value[i] for name, value in rows.items()}, step)
         except training.NonFiniteError as error:
-            error.state = state
-            name = names[i] if names else f"model {i} of {members}"
-            if names or members > 1:
-                alone = " (--together 1 trains one at a time and keeps those that finish)" * (members > 1)
-                error.args = (f"{name}: {error}{alone}",)
-            raise
+            here = {name: float(value[i, error.step - step - 1]) for name, value in rows.items()}
+            found = [*found[:i], already or {"step": error.step} | here, *found[i + 1 :]]
+    return {"diverged": found} if any(found) else {}
+
+
+def _error(row: dict, names: Sequence[str], state) -> training.NonFiniteError:
+    diverged = row["diverged"]
+    which = [i for i, found in enumerate(diverged) if found]
+    first = diverged[which[0]]
+    error = training.NonFiniteError(first["step"], first)
+    several = f"model {which[0]} of {len(diverged)}: " * (len(diverged) > 1)
+    more = f"; and {len(which) - 1} more of {len(diverged)}" * (len(which) > 1)
+    error.args = (f"{f'{names[which[0]]}: ' if names else several}{error}{more}",)
+    error.state, error.last = state, row
+    return error
 
 
 def read_history(path: Path) -> list[dict]:

@@ -19,7 +19,7 @@ from experiments.lab.options import Options
 from experiments.lab.problems import Problem, images
 from experiments.lab.programs import Execution, initial_state, make_steps, module_of
 from experiments.lab.recipes import Recipe, from_config, plain
-from jacreg_jax import sharding
+from jacreg_jax import sharding, training
 from jacreg_jax.models import predictor
 
 STATE = "model_state/"  # in front of the names of BatchNorm's statistics and the like in a model file
@@ -98,20 +98,24 @@ def trained(
     """The model of one seed, of the zoo or trained now, together with those of other seeds and recipes that are wanted.
 
     Raises:
-        NonFiniteError: its training diverged, or where models train together, that of one of them.
+        NonFiniteError: its training diverged, now or before.
     """
     path = model_path(recipe, seed, options, watch)
-    if not world.agreed(path.exists()):
+    if not world.agreed(_is_done(path)):
         # watched models and lazy ones train alone: under vmap both branches of a lazy step would run, every time
         alone = watch or recipe.lazy > 1 or not recipe.problem.resident
         members = [(recipe, seed)]
         if not alone and group_size(options) > 1:
             beside = [r for r in beside if r.program() == recipe.program()]
             wanted = [(r, s) for r in dict.fromkeys([recipe, *beside]) for s in seeds]
-            missing = [member for member in wanted if not model_path(*member, options).exists()]
+            missing = [member for member in wanted if not _is_done(model_path(*member, options))]
             members = _unfinished(recipe, seed, options) or missing[: group_size(options)]
         _train_group(members, options, watch)
         world.meet("models are written")
+    if diverged := _diverged(path):
+        error = training.NonFiniteError(diverged["step"], diverged)
+        error.args = (f"{recipe.describe()}, seed {seed}: {error}",)
+        raise error
     return _as_written(path, load(path, recipe.problem))
 
 
@@ -125,6 +129,16 @@ def group_size(options: Options) -> int:
 def model_path(recipe: Recipe, seed: int, options: Options, watch: Watch | None = None) -> Path:
     """Where the trained model lies; beside it in a folder of its name the run, where it was trained alone."""
     return Path(options.runs) / "models" / (recipe.digest() + (watch.name if watch else "")) / f"seed-{seed}.npz"
+
+
+def _is_done(path: Path) -> bool:
+    return path.exists() or _diverged(path) is not None
+
+
+def _diverged(path: Path) -> dict | None:
+    """The step at which the model of a path diverged, and its metrics; None where none is known to."""
+    facts = path.with_suffix(".json")
+    return record.read_json(facts).get("diverged") if facts.exists() and not path.exists() else None
 
 
 def load(path: Path, problem: Problem) -> Model:
@@ -197,26 +211,30 @@ def _train_group(members: Sequence[tuple[Recipe, int]], options: Options, watch:
     if mesh is not None and not together:
         state = sharding.replicate(state, mesh)
     with record.run_folder(run, _config(members, options)), feed:
-        state, history = runner.train(
-            steps,
-            state,
-            data,
-            (lambda first, count: np.stack([r(first, count) for r in rows])) if together else rows[0],
-            num_steps=recipe.num_steps,
-            dispatch=options.dispatch,
-            label=names[0] + f" and {len(names) - 1} more" * together,
-            names=names,
-            folder=run,
-            checkpoint_every=options.checkpoint_every,
-            observe=watch and (lambda state: watch.observe(model_of(state))),
-            observe_every=watch.every if watch else 5000,
-        )
+        try:
+            state, history = runner.train(
+                steps,
+                state,
+                data,
+                (lambda first, count: np.stack([r(first, count) for r in rows])) if together else rows[0],
+                num_steps=recipe.num_steps,
+                dispatch=options.dispatch,
+                label=names[0] + f" and {len(names) - 1} more" * together,
+                names=names,
+                folder=run,
+                checkpoint_every=options.checkpoint_every,
+                observe=watch and (lambda state: watch.observe(model_of(state))),
+                observe_every=watch.every if watch else 5000,
+            )
+            last = history[-1]
+        except training.NonFiniteError as error:
+            state, last = error.state, error.last
+    diverged = last.pop("diverged", [None] * len(members))
     for i, member in enumerate(members):
         own = jax.tree.map(lambda leaf, i=i: leaf[i], state) if together else state
-        path = model_path(*member, options, watch)
-        if not path.exists():
-            last = {k: v[i] if together and k not in ("step", "ms_per_step") else v for k, v in history[-1].items()}
-            _write(path, model_of(own), {"config": _config([member], options)["members"][0], "last": last}, run)
+        own_last = {k: v[i] if together and k not in ("step", "ms_per_step") else v for k, v in last.items()}
+        facts = {"config": _config([member], options)["members"][0], "last": own_last, "run": run.name}
+        _write(model_path(*member, options, watch), None if diverged[i] else model_of(own), facts, diverged[i])
 
 
 def prepared(members: Sequence[tuple[Recipe, int]], data_dir: str | None, workers: int, how: Execution):
@@ -245,10 +263,14 @@ def _mesh(options: Options, members: int):
     return world.mesh_of(max(n for n in range(1, mesh.size + 1) if members % n == 0))
 
 
-def _write(path: Path, model: Model, facts: dict, run: Path):
-    facts |= {"weights": model.weights, "run": run.name, "environment": record.environment()}
-    record.write_json(path.with_suffix(".json"), facts)
-    record.write_arrays(path, model.arrays(), record.PIECE)
+def _write(path: Path, model: Model | None, facts: dict, diverged: dict | None):
+    """The model and beside it what is to be known of it; of one that diverged the step and its metrics alone."""
+    facts |= {"environment": record.environment()}
+    if diverged:
+        record.write_json(path.with_suffix(".json"), facts | {"diverged": diverged})
+    elif not path.exists():
+        record.write_json(path.with_suffix(".json"), facts | {"weights": model.weights})
+        record.write_arrays(path, model.arrays(), record.PIECE)
 
 
 def history(path: Path) -> list[dict]:
