@@ -1,6 +1,7 @@
 """The site: it builds without a warning, no link or anchor is broken, and every public name is in the reference."""
 
 import html.parser
+import importlib
 import inspect
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 
 import jacreg_jax
@@ -107,3 +109,25 @@ def test_every_page_is_in_the_navigation_and_searched(site):
     for page in (ROOT / "docs").rglob("*.md"):
         assert str(page.relative_to(ROOT / "docs")) in navigation
     assert "value_and_penalty" in (site / "search" / "search_index.json").read_text()
+
+
+NUMBER = r"-?\d+(?:\.\d+)?"
+
+
+def elements_and_numbers(svg: Path) -> tuple[str, list[float]]:
+    """Without names that are digests of what they name."""
+    text = re.sub(r'id="[^"]*"|#[\w-]+', "", svg.read_text())
+    return re.sub(NUMBER, "", text), list(map(float, re.findall(NUMBER, text)))
+
+
+@pytest.mark.parametrize("name", ["estimator", pytest.param("target_norm", marks=pytest.mark.slow)])
+def test_the_sites_figures_are_what_their_code_draws(name, tmp_path, monkeypatch):
+    """Their lines to a point of 1/72 inch, so that a figure of an older library is noticed."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.syspath_prepend(ROOT / "docs")
+    figures = importlib.import_module("figures")
+    monkeypatch.setattr(figures, "FOLDER", tmp_path)
+    getattr(figures, name)()
+    drawn, kept = (elements_and_numbers(folder / f"{name}.svg") for folder in (tmp_path, ROOT / "docs" / "figures"))
+    assert drawn[0] == kept[0], "the same elements"
+    np.testing.assert_allclose(drawn[1], kept[1], atol=1.0)
