@@ -36,9 +36,9 @@ def block(name: str) -> str:
     if name not in tables and name not in figures:
         raise ValueError(f"no experiment owns {name!r}; there are {', '.join(sorted(tables.keys() | figures.keys()))}")
     parts = [tables[name]()] if name in tables else []
-    if name in figures and (FIGURES / f"{name}.png").exists():
+    if name in figures and (FIGURES / f"{name}.svg").exists():
         title = name.replace("figure_s", "Figure S").replace("figure", "Figure ")
-        parts.append(f"![{title}](figures/{name}.png)")
+        parts.append(f"![{title}](figures/{name}.svg)")
     return "\n\n".join(parts) or "not run"
 
 
@@ -52,9 +52,9 @@ def main(paths: list[Path]):
     for name, draw in catalogue.owned("FIGURES").items():
         figure = draw()
         if figure is not None:
-            plots.save(figure, FIGURES / f"{name}.png")
+            plots.save(figure, FIGURES / f"{name}.svg")
             plt.close(figure)
-            print(f"wrote {FIGURES / name}.png")
+            print(f"wrote {FIGURES / name}.svg")
     for path in paths or pages():
         record.write_text(path, rebuild(path.read_text()))
         print(f"wrote {path}")

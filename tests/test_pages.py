@@ -111,8 +111,8 @@ def test_a_new_experiment_is_one_file(tmp_path, monkeypatch, capsys):
     command_line.run(module, config)
     report.main([page])
     assert "| heads | 1.0 ± 2.5 (3) |" in page.read_text()
-    assert "(figures/coin.png)" in page.read_text()
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["coin.png"]
+    assert "(figures/coin.svg)" in page.read_text()
+    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["coin.svg"]
     assert "| Figure 9 | heads come up |" in elements.render(module.ELEMENTS)
 
 

@@ -82,10 +82,12 @@ def legend(axes, columns: int = 2, title: str | None = None):
 
 
 def save(figure, path: Path) -> None:
-    """Save a matplotlib figure to path atomically."""
+    """Save a matplotlib figure to path atomically; an .svg is the same every time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
-    figure.savefig(partial, dpi=150, bbox_inches="tight")
+    same = {"metadata": {"Date": None}} if path.suffix == ".svg" else {}
+    with plt.rc_context({"svg.hashsalt": "jacreg_jax"}):
+        figure.savefig(partial, dpi=150, bbox_inches="tight", **same)
     partial.replace(path)
 
 
