@@ -66,13 +66,13 @@ def main(versions: list[str]) -> None:
         folder = Path(name)
         run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder / "dist", ROOT)
         (wheel,) = (folder / "dist").glob("*.whl")
-        print(f"Python {sys.version.split()[0]}, {wheel.name}, {wheel.stat().st_size / 1e3:.0f} kB")
+        print(f"Python {sys.version.split()[0]}, {wheel.name}, {wheel.stat().st_size / 1e3:.0f} kB", flush=True)
         for version in versions:
             seconds = try_one(version, wheel, folder)
             code = "import jax, flax; print(jax.__version__, flax.__version__)"
             found = subprocess.run([folder / version / "bin" / "python", "-c", code], capture_output=True, text=True)
             steps = ", ".join(f"{step} {took:.0f} s" for step, took in seconds.items())
-            print(f"{version}: jax {found.stdout.strip().replace(' ', ', flax ')}; {steps}")
+            print(f"{version}: jax {found.stdout.strip().replace(' ', ', flax ')}; {steps}", flush=True)
 
 
 if __name__ == "__main__":
