@@ -8,11 +8,13 @@ jacreg experiments table1 --quick               what `python -m experiments` doe
 import argparse
 import importlib
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +25,8 @@ from jacreg_jax.types import Array, Function, PyTree
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do what the command line says; what is wrong with it is one line on stderr, and exit status 1.
+
+    What goes wrong inside the module that `report` imports, or its function, comes with its traceback.
 
     Args:
         arguments: in place of those of the process.
@@ -43,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from jacreg_jax import __version__
+
     parser = argparse.ArgumentParser("jacreg", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--version", action="version", version=f"jacreg_jax {__version__}")
     commands = parser.add_subparsers(required=True, metavar="{demo,report,experiments}")
     shown = commands.add_parser("demo", help="without and with the penalty, on handwritten digits; under a minute")
     shown.add_argument("--steps", type=int, default=3000, help="of training, each of the two")
@@ -70,8 +77,10 @@ def _report(parsed: argparse.Namespace) -> None:
     from jacreg_jax import evaluation, reporting
 
     x, y = _data_of(parsed.data)
+    model = _function_of(parsed.model)
+    _check_folder(parsed.out)
     found = evaluation.report(
-        _function_of(parsed.model),
+        model,
         x,
         y,
         jax.random.key(parsed.seed),
@@ -79,9 +88,9 @@ def _report(parsed: argparse.Namespace) -> None:
         bounds=tuple(parsed.bounds),
         budget=getattr(reporting, parsed.budget),
     )
+    print(found)
     parsed.out.mkdir(parents=True, exist_ok=True)
     found.to_json(parsed.out / "report.json")
-    print(found)
     drawn = importlib.util.find_spec("matplotlib") is not None
     if drawn:
         found.figure().savefig(parsed.out / "report.png", bbox_inches="tight")
@@ -89,11 +98,23 @@ def _report(parsed: argparse.Namespace) -> None:
     print(f"\nwritten to {parsed.out}: report.json{' and report.png' * drawn}{left_out}")
 
 
+def _check_folder(out: Path) -> None:
+    """Before the attacks run, so that nothing is lost.
+
+    Raises:
+        ValueError: out cannot be made, or written to.
+    """
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"--out must be a folder that can be written, got {str(out)!r}")
+
+
 def _function_of(name: str) -> Function:
     """The function of MODULE:FUNCTION; the module may lie in the working directory.
 
     Raises:
         ValueError: there is none of this name.
+        RuntimeError: the module, or later the function, raised an error: its cause.
     """
     module, _, attribute = name.partition(":")
     sys.path.insert(0, "")
@@ -101,11 +122,20 @@ def _function_of(name: str) -> Function:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"model must be MODULE:FUNCTION, got {name!r}: {error}") from None
+    except Exception as error:
+        raise RuntimeError(f"{module} cannot be imported") from error
     finally:
         sys.path.remove("")
     if not callable(found):
         raise ValueError(f"model must name a function, {name!r} is {type(found).__name__}")
-    return found
+
+    def called(*args: Any) -> Any:
+        try:
+            return found(*args)
+        except Exception as error:
+            raise RuntimeError(f"{name} failed") from error
+
+    return called
 
 
 def _data_of(path: str) -> tuple[np.ndarray, np.ndarray]:

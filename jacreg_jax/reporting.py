@@ -8,6 +8,7 @@ found.to_json("report.json")
 
 import contextlib
 import dataclasses
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -218,13 +219,15 @@ def _check(f: Any, epsilon: Any, budget: Any) -> None:
 
 
 def _bar(parts: Any, wanted: bool) -> Any:
-    """A tqdm bar where there is tqdm and a terminal."""
+    """A tqdm bar on a terminal; without tqdm a line for each part."""
 
-    class Silent(contextlib.nullcontext[Any]):
-        def __enter__(self) -> "Silent":
+    class Lines(contextlib.nullcontext[Any]):
+        def __enter__(self) -> "Lines":
             return self
 
-        def set_description(self, name: str) -> None: ...
+        def set_description(self, name: str) -> None:
+            if wanted and sys.stderr.isatty():
+                print(f"report: {name} ...", file=sys.stderr)
 
         def update(self) -> None: ...
 
@@ -233,4 +236,4 @@ def _bar(parts: Any, wanted: bool) -> Any:
             from tqdm import tqdm  # type: ignore[import-untyped]
 
             return tqdm(total=len(parts), disable=None, leave=False)
-    return Silent()
+    return Lines()

@@ -63,6 +63,7 @@ def test_a_report_on_a_model_of_ones_own(folder, capsys):
         ({"data": "other.npz"}, r"--data must be an .npz with arrays x and y; 'other.npz'"),
         ({"data": "someones_model.py"}, r"--data must be an .npz with arrays x and y; 'someones_model.py'"),
         ({"epsilon": "linf"}, "--epsilon must be NORM=RADIUS each, such as linf=0.03, got linf"),
+        ({"out": "test.npz"}, r"--out must be a folder that can be written, got 'test.npz'"),
         ({"epsilon": "l7=0.1"}, "epsilon"),
         ({"epsilon": "linf=-1"}, "epsilon"),
     ],
@@ -70,9 +71,26 @@ def test_a_report_on_a_model_of_ones_own(folder, capsys):
 def test_what_is_wrong_is_one_line(folder, change, message):
     words = {"model": "someones_model:f", "data": "test.npz", "epsilon": "linf=0.01"} | change
     line = f"report {words['model']} --data {words['data']} --epsilon {words['epsilon']} --budget quick"
+    line += f" --out {words['out']}" if "out" in words else ""
     with pytest.raises(SystemExit, match=f"jacreg: .*{message}"):
         command.main(line.split())
     assert not (folder / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def f(x):\n    raise KeyError('pos_embed')\n", "my_net:f failed"),
+        ("def f(x):\n    return x.reshape(-1, 7)\n", "my_net:f failed"),
+        ("def f(x:\n", "my_net cannot be imported"),
+    ],
+)
+def test_errors_of_ones_own_code_come_with_their_traceback(folder, source, message):
+    (folder / "my_net.py").write_text(source)
+    with pytest.raises(RuntimeError, match=message) as error:
+        command.main(["report", "my_net:f", "--data", "test.npz", "--epsilon", "linf=0.01", "--budget", "quick"])
+    assert isinstance(error.value.__cause__, KeyError | TypeError | SyntaxError)
+    sys.modules.pop("my_net", None)
 
 
 def test_experiments_are_said_to_be_elsewhere(monkeypatch):
