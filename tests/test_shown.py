@@ -3,10 +3,12 @@
 import contextlib
 import importlib.util
 import re
+import types
 import warnings
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 
 from experiments import __main__ as command_line
@@ -35,6 +37,32 @@ PEERS = {"jacobian_regularizer.md": "torch", "foolbox.md": "foolbox", "autoattac
 EXTRAS = PEERS | {"keras.md": "keras"}
 
 
+def keras_trains(shown):
+    """Dropout draws anew in each step, moving averages move, and the penalty sees the batch's own statistics."""
+    model, x = shown.model, 3.0 + shown.x
+    weights, fixed = (shown.values(v) for v in (model.trainable_variables, model.non_trainable_variables))
+    first, after = shown.train(weights, fixed, x)
+    second, _ = shown.train(weights, after, x)
+    assert (abs(first - second) > 0).any()
+    moved = [n.layers[i].moving_mean.value for n, i in ((shown.normed, 1), (shown.fitted, 1))]
+    assert all(abs(mean).max() > 0.01 for mean in moved)
+    body = shown.keras.Sequential([shown.layers.Input((8,)), *shown.normed.layers[:2]])
+    trainable, before = (shown.values(v) for v in (body.trainable_variables, body.non_trainable_variables))
+    wanted, after = body.stateless_call(trainable, before, x, training=True)
+    held = shown.batch_statistics(body, before, after)
+    found, _ = body.stateless_call(trainable, held, x, training=False)
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-4)
+    slope = lambda weights: shown.penalty_of(
+        body, weights, before, body.stateless_call(weights, before, x, training=True)[1], x, jax.random.key(0)
+    )
+    kernel = jax.grad(slope)(trainable)[0]
+    # of this layer's kernel the function with its batch's statistics is homogeneous of degree 0 in the scale
+    assert abs((kernel * trainable[0]).sum()) < 1e-2 * abs(kernel * trainable[0]).sum()
+
+
+CLAIMS = {"keras.md": keras_trains}
+
+
 @pytest.mark.parametrize("page", SHOWN, ids=lambda p: str(p.relative_to(ROOT)))
 def test_python_of_a_page(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -50,6 +78,7 @@ def test_python_of_a_page(page, tmp_path, monkeypatch):
         namespace = {}
         for block in python_blocks(page):
             exec(compile(block, str(page), "exec"), namespace)
+        CLAIMS.get(page.name, lambda shown: None)(types.SimpleNamespace(**namespace))
 
 
 def test_diffs_are_short():
