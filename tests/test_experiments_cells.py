@@ -51,7 +51,7 @@ def test_what_is_run_is_not(options, capsys):
 
 
 @pytest.mark.parametrize("together", [1, 3])
-def test_a_model_that_diverges_leaves_its_step_and_the_others_go_on(options, together, capsys, monkeypatch):
+def test_a_model_that_diverges_leaves_its_step_and_the_others_go_on(options, together, capsys, caplog, monkeypatch):
     """Alone and among others; it is not trained again, and what reads results leaves it out."""
     start = zoo.initial_state
 
@@ -65,9 +65,8 @@ def test_a_model_that_diverges_leaves_its_step_and_the_others_go_on(options, tog
     found = cells.fill([cell], options)["mine/a"]
     assert found["1"] == {"diverged_at": 1}
     assert found["0"]["value"] == found["2"]["value"] == 1.0
-    told = capsys.readouterr()
-    assert "num_steps=10, seed 1: training stopped at step 1: loss nan" in told.err
-    assert "seed 1: diverged_at 1" in told.out
+    assert "num_steps=10, seed 1: training stopped at step 1: loss nan" in caplog.text
+    assert "seed 1: diverged_at 1" in capsys.readouterr().out
     monkeypatch.setattr(zoo, "_train_group", None)
     assert cells.fill([cell], options)["mine/a"] == found
     assert cells.fill([cell._replace(name="mine/b")], options)["mine/b"] == found, "another experiment knows it too"
@@ -104,7 +103,7 @@ def test_one_line_of_metrics(metrics, line):
     assert cells.brief(metrics) == line
 
 
-def test_distances_are_of_these_weights_and_options(options, capsys):
+def test_distances_are_of_these_weights_and_options(options, caplog):
     runs = []
 
     def counted(f, x, y, key, *, epsilon=0.1):
@@ -122,9 +121,8 @@ def test_distances_are_of_these_weights_and_options(options, capsys):
         path.write_bytes(path.read_bytes()[:20])
     for path in (options.runs / "attacks").glob("*/*.npz"):
         path.write_bytes(path.read_bytes()[:200])
-    capsys.readouterr()
     np.testing.assert_array_equal(first["distance"], find(model)["distance"])
-    told = [line for line in capsys.readouterr().err.splitlines() if line.endswith("it is made anew")]
+    told = [line for line in caplog.messages if line.endswith("it is made anew")]
     assert len(told) == 2, "what is damaged is a miss"
     assert len(runs) == 1, "and compiled once"
     find(model, epsilon=0.2)

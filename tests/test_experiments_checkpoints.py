@@ -100,20 +100,21 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_the_checkpoint_before_a_damaged_one_is_used(run, whole, damage, capsys):
+def test_the_checkpoint_before_a_damaged_one_is_used(run, whole, damage, caplog):
     newest = run / "checkpoints" / "40"
     damage(newest)
     state, history = train(run)
     np.testing.assert_array_equal(state.params["big"], whole[1].params["big"])
     np.testing.assert_array_equal(state.params["w"], whole[1].params["w"])
     assert [row["step"] for row in history] == list(range(5, 41, 5))
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "removed" in line]
+    (line,) = [line for line in caplog.messages if "removed" in line]
     assert re.fullmatch(
         rf"{re.escape(str(newest))}: .*(damaged|missing|no row).*; removed, going on from step 30", line
     )
+    caplog.clear()
     again, _ = train(run)
     np.testing.assert_array_equal(again.params["big"], state.params["big"])
-    assert "removed" not in capsys.readouterr().err
+    assert "removed" not in caplog.text
     assert sorted(path.name for path in newest.parent.iterdir()) == ["30", "30.sha256", "40", "40.sha256"]
 
 
@@ -141,21 +142,21 @@ def test_where_none_is_whole_all_are_named_and_left(run):
     assert (run / "checkpoints" / "40").is_dir()
 
 
-def test_a_run_of_an_older_version_without_digests_goes_on(run, capsys):
+def test_a_run_of_an_older_version_without_digests_goes_on(run, caplog):
     for path in (run / "checkpoints").glob("*.sha256"):
         path.unlink()
     longer, _ = train(run, num_steps=60)
     np.testing.assert_array_equal(longer.params["w"], train(None, num_steps=60)[0].params["w"])
-    assert "removed" not in capsys.readouterr().err
+    assert "removed" not in caplog.text
 
 
-def test_a_damaged_one_of_an_older_version_is_left_behind(run, whole, capsys):
+def test_a_damaged_one_of_an_older_version_is_left_behind(run, whole, caplog):
     for path in (run / "checkpoints").glob("*.sha256"):
         path.unlink()
     largest(run / "checkpoints" / "40" / "default").unlink()
     state, _ = train(run)
     np.testing.assert_array_equal(state.params["w"], whole[1].params["w"])
-    assert "checkpoints/40: cannot be read" in capsys.readouterr().err
+    assert "checkpoints/40: cannot be read" in caplog.text
 
 
 def test_digests_are_those_of_sha256sum(run):
@@ -264,12 +265,12 @@ def test_room_is_made_free_again(tmp_path):
     assert not list((tmp_path / "new").iterdir())
 
 
-def test_damaged_blocks_of_an_attack_are_made_anew(tmp_path, capsys):
+def test_damaged_blocks_of_an_attack_are_made_anew(tmp_path, caplog):
     path, rows = tmp_path / "0-4.npz", slice(0, 4)
     read = partial(distances._read_block, rows=rows)
     block = {"distance": np.arange(4.0), "steps": np.arange(4)}
     assert record.kept(path, read) is None
-    assert not capsys.readouterr().err
+    assert not caplog.text
     record.write_arrays(path, block)
     np.testing.assert_array_equal(record.kept(path, read)["distance"], block["distance"])
     content = path.read_bytes()
@@ -279,7 +280,7 @@ def test_damaged_blocks_of_an_attack_are_made_anew(tmp_path, capsys):
         path.write_bytes(content)
         damage(path)
         assert record.kept(path, read) is None
-        assert re.fullmatch(r".*0-4.npz is damaged \(.*\); it is made anew\n", capsys.readouterr().err)
+        assert re.fullmatch(r".*0-4.npz is damaged \(.*\); it is made anew", caplog.messages[-1])
 
 
 def test_any_flipped_bit_of_arrays_is_noticed_or_harmless(tmp_path):

@@ -61,7 +61,7 @@ def main(config: Config):
     most = 8 if config.target == "cpu" else 64
     for network, variant in ((n, v) for n in config.networks for v in config.variants):
         cases = [c for c in CASES if c[0] in config.chips and c[0] <= most and c[1] in config.backends]
-        for chips, backend in tqdm(cases, desc=f"{network} {variant}"):
+        for chips, backend in tqdm(cases, desc=f"{network} {variant}", disable=None):
             key = network, variant, chips, backend
             if config.missing and key in rows:
                 continue

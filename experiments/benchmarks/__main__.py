@@ -44,7 +44,9 @@ def cases_of(model: str, config: Config, worker: Worker | None):
     on_cpu = jax.default_backend() == "cpu"
     size = config.batch_size or (BATCH_SIZES.get(model, 100) if on_cpu else 100)
     is_small = model in ("lenet", "cnn", "critic") or not on_cpu
-    for variant in tqdm((ONE_CORE if config.one_core else VARIANTS)[model], desc=f"compile {model}", leave=False):
+    for variant in tqdm(
+        (ONE_CORE if config.one_core else VARIANTS)[model], desc=f"compile {model}", leave=False, disable=None
+    ):
         yield jax_case(model, variant, size)
         if worker:
             yield torch_case(worker, model, variant, size)
@@ -69,7 +71,7 @@ def main(config: Config):
     models = [m for m in config.models if not config.one_core or m in ONE_CORE] if config.steps else []
     for model in models:
         cases = list(cases_of(model, config, worker))
-        bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False)
+        bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False, disable=None)
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
         rows = [case.row() for case in cases]
         print(page.step_table(rows), flush=True)

@@ -70,7 +70,12 @@ def main(config: Config):
         arguments = params, draw(config.batch_size, sizes[0]), jax.random.key(0)
         for (penalty, form), f in forms().items():
             cases.append(case_of(f"{shape}, {penalty}", form, f, arguments))
-    measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=lambda i: tqdm(i, leave=False))
+    measure(
+        cases,
+        rounds=config.rounds,
+        target_seconds=config.seconds,
+        progress=lambda i: tqdm(i, leave=False, disable=None),
+    )
     rows = [case.row() for case in cases]
     write(f"cyclopropagation_{jax.default_backend()}", rows, config)
     print(page.cyclopropagation())

@@ -65,7 +65,7 @@ def measure(source: streams.Source, config: Config) -> list[dict]:
         sized = partial(_cut, transform) if transform is images.stored else transform
         for workers in (0, 1):
             make = partial(streams.train_batches, source, sized, batch_size=config.batch_size, num_workers=workers)
-            found = [rate(make(), config) for _ in tqdm(range(config.rounds), desc=name, leave=False)]
+            found = [rate(make(), config) for _ in tqdm(range(config.rounds), desc=name, leave=False, disable=None)]
             rows.append({"transform": name, "workers": workers, "images_per_second": statistics.median(found)})
     return rows
 

@@ -73,7 +73,7 @@ def errors(shape: str, config: Config) -> list[dict]:
 
 def main(config: Config):
     """Measure every shape, print the table, write the result."""
-    rows = [row for shape in tqdm(SHAPES, leave=False) for row in errors(shape, config)]
+    rows = [row for shape in tqdm(SHAPES, leave=False, disable=None) for row in errors(shape, config)]
     write("rounding_cpu", rows, config)
     print(page.rounding())
 

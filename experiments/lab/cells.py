@@ -1,7 +1,7 @@
 """A cell: one file of results, models of one recipe by seed. `fill` trains and measures what the files lack."""
 
+import logging
 import numbers
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,8 @@ from experiments.lab.options import Options
 from experiments.lab.recipes import Recipe
 from experiments.lab.zoo import Model, Watch
 from jacreg_jax import training
+
+LOG = logging.getLogger(__name__)
 
 
 class Cell(NamedTuple):
@@ -54,7 +56,7 @@ def outcome(cell: Cell, seed: int, seeds: Sequence[int], options: Options, besid
     try:
         model = zoo.trained(cell.recipe, seed, seeds, options, beside, cell.watch)
     except training.NonFiniteError as error:
-        print(error, file=sys.stderr)
+        LOG.warning(error)
         return {"diverged_at": error.step}
     return cell.measure(model, seed) | {"weights": model.weights}
 

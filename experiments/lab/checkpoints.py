@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 
 from experiments.lab import disk, record, world
 
+LOG = logging.getLogger(__name__)
 KEPT = 2  # the newest, and the one before it
 CHUNK = 7 * 2**20  # bytes of a file at which Orbax begins the next: all stay under 16 MB, so that they can be carried
 
@@ -133,7 +134,7 @@ class Checkpoints:
     def _drop(self, faults: dict[int, str], good: int):
         for step, fault in faults.items():
             self._remove(step)
-            print(f"{self.folder / str(step)}: {fault}; removed, going on from step {good}", file=sys.stderr)
+            LOG.warning("%s: %s; removed, going on from step %d", self.folder / str(step), fault, good)
 
     def _digests(self, step: int) -> Path:
         return self.folder / f"{step}.sha256"

@@ -92,7 +92,7 @@ def find(model: Model, seed: int, attack: Attack, num_samples: int, options: Opt
     if record.kept(folder / "config.json", record.read_json) is None:  # the folder's name says all that it does
         (folder / "config.json").unlink(missing_ok=True)
     with record.run_folder(folder, config):
-        for start in tqdm(starts, desc=f"{attack.name}, seed {seed}", unit="block", dynamic_ncols=True):
+        for start in tqdm(starts, desc=f"{attack.name}, seed {seed}", unit="block", dynamic_ncols=True, disable=None):
             rows = slice(start, min(start + BLOCK, num_samples))
             path = folder / f"{start}-{rows.stop}.npz"
             part = record.kept(path, partial(_read_block, rows=rows))

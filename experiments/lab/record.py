@@ -5,6 +5,7 @@ import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import platform
 import shlex
@@ -20,6 +21,7 @@ import numpy as np
 from experiments import ROOT
 from experiments.lab import disk
 
+LOG = logging.getLogger(__name__)
 WRITES = True  # whether this process is the one that writes: of several the first, see `world.join`
 
 
@@ -127,7 +129,7 @@ def kept(path: Path, read: Callable):
     try:
         return read(path, "it is made anew")
     except ValueError as error:
-        print(error, file=sys.stderr)
+        LOG.warning(error)
         return None
 
 

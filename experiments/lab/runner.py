@@ -73,7 +73,9 @@ def train(
         step = int(np.max(state.step))
         if step < num_steps:
             log.check_room(state)
-        with tqdm(total=num_steps, initial=step, desc=label, unit="step", dynamic_ncols=True, smoothing=0.1) as bar:
+        with tqdm(
+            total=num_steps, initial=step, desc=label, unit="step", dynamic_ncols=True, smoothing=0.1, disable=None
+        ) as bar:
             while step < num_steps and not (number := came()):
                 count = min(dispatch - step % dispatch, num_steps - step)
                 rows, start = indices(step, count), time.perf_counter()
