@@ -60,7 +60,12 @@ def keras_trains(shown):
     assert abs((kernel * trainable[0]).sum()) < 1e-2 * abs(kernel * trainable[0]).sum()
 
 
-CLAIMS = {"keras.md": keras_trains}
+def equation_is_solved(shown):
+    plain, penalised = shown.errors.tolist()
+    assert penalised < 0.5 * plain < 0.05
+
+
+CLAIMS = {"keras.md": keras_trains, "regression.md": equation_is_solved}
 
 
 @pytest.mark.parametrize("page", SHOWN, ids=lambda p: str(p.relative_to(ROOT)))
