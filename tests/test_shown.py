@@ -65,7 +65,20 @@ def equation_is_solved(shown):
     assert penalised < 0.5 * plain < 0.05
 
 
-CLAIMS = {"keras.md": keras_trains, "regression.md": equation_is_solved}
+def solver_converges_and_flow_learns(shown):
+    assert shown.with_penalty < 0.8 * shown.without
+    assert shown.losses[-1] < shown.losses[0] - 0.5
+    one = lambda x: shown.forward(shown.layers, x[None])[0][0]
+    _, log_det = shown.forward(shown.layers, shown.ring[:5])
+    found = jax.vmap(lambda x: jax.numpy.linalg.slogdet(jax.jacobian(one)(x))[1])(shown.ring[:5])
+    np.testing.assert_allclose(log_det, found, rtol=1e-3, atol=1e-4)
+
+
+CLAIMS = {
+    "keras.md": keras_trains,
+    "regression.md": equation_is_solved,
+    "implicit.md": solver_converges_and_flow_learns,
+}
 
 
 @pytest.mark.parametrize("page", SHOWN, ids=lambda p: str(p.relative_to(ROOT)))
