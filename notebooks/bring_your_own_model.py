@@ -18,11 +18,12 @@
 # function, and the loss is one of the library's. Then: what it cost, what it bought. A minute on a CPU.
 
 # %%
+import shutil
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q "jacreg-jax[notebooks] @ git+https://github.com/jacreg-jax/jacreg-jax"
-    pass
+    extras = "notebooks,cuda12" if shutil.which("nvidia-smi") else "notebooks"  # on a GPU: what JAX needs there
+    # %pip install -q "jacreg-jax[{extras}] @ git+https://github.com/jacreg-jax/jacreg-jax"
 
 import jax
 import jax.numpy as jnp

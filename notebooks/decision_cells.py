@@ -19,11 +19,12 @@
 # the penalty: a random plane, and the plane of two adversarial images. A minute on a CPU.
 
 # %%
+import shutil
 import sys
 
 if "google.colab" in sys.modules:
-    # %pip install -q "jacreg-jax[notebooks] @ git+https://github.com/jacreg-jax/jacreg-jax"
-    pass
+    extras = "notebooks,cuda12" if shutil.which("nvidia-smi") else "notebooks"  # on a GPU: what JAX needs there
+    # %pip install -q "jacreg-jax[{extras}] @ git+https://github.com/jacreg-jax/jacreg-jax"
 
 import jax
 import jax.numpy as jnp

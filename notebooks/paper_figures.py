@@ -18,18 +18,15 @@
 # that made them stand on the results page. On Colab the repository is cloned first; half a minute.
 
 # %%
-import sys
-
-if "google.colab" in sys.modules:
-    # %pip install -q "jacreg-jax[notebooks] @ git+https://github.com/jacreg-jax/jacreg-jax"
-    pass
-
 import os
+import shutil
+import sys
 from pathlib import Path
 
 if "google.colab" in sys.modules:
+    extras = "notebooks,experiments,cuda12" if shutil.which("nvidia-smi") else "notebooks,experiments"
+    # %pip install -q "jacreg-jax[{extras}] @ git+https://github.com/jacreg-jax/jacreg-jax"
     # !git clone -q --depth 1 https://github.com/jacreg-jax/jacreg-jax
-    # %pip install -q "jacreg-jax[experiments] @ git+https://github.com/jacreg-jax/jacreg-jax"
     os.chdir("jacreg-jax")
 elif not Path("experiments").exists():
     os.chdir("..")

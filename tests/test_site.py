@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -96,6 +97,35 @@ def test_no_link_is_broken(site):
             if not target.is_file() or (link.fragment and unquote(link.fragment) not in pages[target].anchors):
                 broken.append((str(path.relative_to(site)), reference))
     assert not broken
+
+
+def site_url() -> str:
+    return re.search(r"^site_url: (\S+)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)[1]
+
+
+def test_the_site_has_one_address():
+    """The pages of the repository's host, and README leads there."""
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    owner, name = urls["Repository"].split("/")[-2:]
+    assert site_url() == f"https://{owner}.github.io/{name}/"
+    texts = [path.read_text() for path in [*ROOT.glob("*.md"), ROOT / "mkdocs.yml", ROOT / "pyproject.toml"]]
+    assert set(re.findall(r"https://[\w-]+\.github\.io/[\w-]+/?", "".join(texts))) == {site_url()}
+    assert f"]({site_url()})" in (ROOT / "README.md").read_text()[:1000]
+
+
+def test_a_wrong_address_and_a_crawler_find_the_site(site):
+    """404.html is shown at any depth, so that its references start at the host; the sitemap lists every page."""
+    at_host = lambda reference: urlsplit(reference).path.removeprefix(urlsplit(site_url()).path)
+    references = [r for r in Page(site / "404.html").references if not urlsplit(r).scheme]
+    assert len(references) > 30
+    for reference in references:
+        assert reference.startswith(urlsplit(site_url()).path), reference
+        target = site / at_host(reference)
+        assert target.is_file() or (target / "index.html").is_file(), reference
+    places = re.findall(r"<loc>(.*?)</loc>", (site / "sitemap.xml").read_text())
+    assert all(place.startswith(site_url()) for place in places)
+    pages = {path.parent for path in site.rglob("index.html")}
+    assert {site / at_host(place) for place in places} == pages
 
 
 @pytest.mark.parametrize("name", ["README.md", "CHANGELOG.md"])
