@@ -23,6 +23,16 @@ class Certificate(NamedTuple):
     radius: "np.ndarray"  # [N] L2, raw pixels; 0 where it abstains
     probability: "np.ndarray"  # [N] lower confidence bound of the probability of the prediction
 
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict for each sample, as pandas.DataFrame takes it."""
+        columns = (np.asarray(column).tolist() for column in self)
+        return [dict(zip(self._fields, row, strict=True)) for row in zip(*columns, strict=True)]
+
+    def __repr__(self) -> str:
+        certified = np.asarray(self.radius)[np.asarray(self.prediction) >= 0]
+        median = f"; median radius {np.median(certified):.4g}" if len(certified) else ""
+        return f"Certificate of {len(self.radius)}: {len(self.radius) - len(certified)} abstained{median}"
+
 
 @checks.pure
 def noisy_counts(

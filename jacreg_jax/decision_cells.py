@@ -28,6 +28,9 @@ class Plane(NamedTuple):
         a, b = (coordinates[:, i].reshape(-1, *(1,) * self.origin.ndim) for i in (0, 1))
         return self.origin[None] + a * self.first[None] + b * self.second[None]
 
+    def __repr__(self) -> str:
+        return f"Plane through samples of shape {jnp.shape(self.origin)}"
+
 
 class Cells(NamedTuple):
     """The class map of a square in a plane: `classes` and `confidence` (largest softmax value), both [R, R].
@@ -39,6 +42,14 @@ class Cells(NamedTuple):
     classes: Array
     confidence: Array
     axis: Array
+
+    def __repr__(self) -> str:
+        if isinstance(self.classes, jax.core.Tracer) or jnp.ndim(self.classes) != 2:
+            return f"Cells of shape {jnp.shape(self.classes)}"
+        count, extent = len(set(jnp.ravel(self.classes).tolist())), float(self.axis[-1])
+        return (
+            f"Cells of {count} classes on {len(self.axis)} x {len(self.axis)} points, to {extent:.4g} from the origin"
+        )
 
 
 def random_plane(x: Array, key: Array) -> Plane:

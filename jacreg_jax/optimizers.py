@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import jax
 import optax
 
 from jacreg_jax import checks
@@ -35,7 +34,7 @@ def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> op
 
 
 def sgd(
-    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: float | jax.Array = 0.0
+    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9, weight_decay: optax.ScalarOrSchedule = 0.0
 ) -> optax.GradientTransformation:
     """SGD as in the paper: u <- rho u + g + lambda_WD theta, theta <- theta - eta u.
 
@@ -45,7 +44,7 @@ def sgd(
     Args:
         learning_rate: eta, or a schedule of the step.
         momentum: rho, in [0, 1).
-        weight_decay: lambda_WD.
+        weight_decay: lambda_WD, or a schedule of the step.
 
     Returns:
         An optax transformation.
@@ -60,7 +59,8 @@ def sgd(
     if not callable(learning_rate):
         checks.non_negative("learning_rate", learning_rate)
     checks.fraction("momentum", momentum, zero=True)
-    checks.non_negative("weight_decay", weight_decay)
+    if not callable(weight_decay):
+        checks.non_negative("weight_decay", weight_decay)
     step = optax.sgd(learning_rate, momentum=momentum or None)
     if isinstance(weight_decay, (int, float)) and weight_decay == 0:
         return step

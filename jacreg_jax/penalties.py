@@ -61,6 +61,21 @@ class BoundModel:
         return self(x)[0]
 
 
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class _Made:
+    """A penalty that prints as the call that made it."""
+
+    penalise: Penalty
+    call: str
+    is_checked: bool = False
+
+    def __call__(self, f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
+        return self.penalise(f, x, y, keys)
+
+    def __repr__(self) -> str:
+        return self.call
+
+
 def projected(num_projections: int = 1, probe: Probe = "sphere", chunk_size: int | None = None) -> Penalty:
     """The mean of ||J||_F^2 estimated by n random projections, (1/n) sum_mu ||J^T v_mu||^2; a step costs 1 + n.
 
@@ -87,7 +102,8 @@ def projected(num_projections: int = 1, probe: Probe = "sphere", chunk_size: int
     checks.optional_count("chunk_size", chunk_size)
     checks.one_of("probe", probe, PROBES)
     reduce = partial(mean_projected, num_projections=num_projections, probe=probe, chunk_size=chunk_size)
-    return partial(_penalise, reduce)
+    words = (num_projections, probe) if chunk_size is None else (num_projections, probe, chunk_size)
+    return _Made(partial(_penalise, reduce), f"projected{words}")
 
 
 def exact(chunk_size: int | None = None) -> Penalty:
@@ -108,7 +124,8 @@ def exact(chunk_size: int | None = None) -> Penalty:
         36.0
     """
     checks.optional_count("chunk_size", chunk_size)
-    return partial(_penalise, lambda z, vjp, x, key: mean_exact(z, vjp, x, chunk_size=chunk_size))
+    reduce = lambda z, vjp, x, key: mean_exact(z, vjp, x, chunk_size=chunk_size)
+    return _Made(partial(_penalise, reduce), f"exact({'' if chunk_size is None else chunk_size})")
 
 
 def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
@@ -147,13 +164,15 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
                 "take batch_statistics_mode"
             )
         given = {name: {"y": y, "key": keys}[name] for name in names if name not in options}
-        norms = function(_output(f), x, **given, **options)
+        with jax.named_scope("jacobian_penalty"):
+            norms = function(_output(f), x, **given, **options)
         rows = jax.tree.leaves(x)[0].shape[:1]
         if jnp.shape(norms) != rows:
             raise ValueError(f"function must give one value for each sample, {rows}, got shape {jnp.shape(norms)}")
         return f(x), jnp.mean(norms), jax.lax.stop_gradient(norms)  # XLA merges the two forward passes
 
-    return penalty
+    words = [getattr(function, "__name__", repr(function)), *(f"{k}={v!r}" for k, v in options.items())]
+    return _Made(penalty, f"of({', '.join(words)})")
 
 
 def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
@@ -195,7 +214,7 @@ def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
         z, found = on_random_rows(fraction, of_output, f.output, x, keys, y)
         return (z, f.model_state), *found
 
-    return part
+    return _Made(part, f"on_part({fraction:g}, {inner!r})")
 
 
 def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
@@ -230,7 +249,7 @@ def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
         output, mean, norms = inner(dataclasses.replace(f, apply=apply), x, y, keys)
         return output if getattr(apply, "is_train_mode", False) else f(x), mean, norms
 
-    return other
+    return _Made(other, f"of_model({getattr(apply, '__name__', repr(apply))}, {inner!r})")
 
 
 APPLY_ARGUMENTS = ("params", "model_state", "x", "key")
@@ -262,8 +281,7 @@ def checked(penalty: Any) -> Penalty:
             raise TypeError(f"penalty must give (f(x), mean, norms), a scalar mean and norms [m], got shapes {got}")
         return value, mean, norms
 
-    looked_at.is_checked = True  # type: ignore[attr-defined]
-    return looked_at
+    return _Made(looked_at, repr(penalty), is_checked=True)
 
 
 def _penalise(reduce: Any, f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
@@ -275,8 +293,7 @@ def _penalise(reduce: Any, f: Function, x: PyTree, y: PyTree, keys: Any) -> tupl
 
 
 def _split(found: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
-    value, mean, norms = found
-    return value, (mean, norms)
+    return found[0], (found[1], found[2])
 
 
 def _output(f: Function) -> Function:

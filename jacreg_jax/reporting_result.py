@@ -49,14 +49,15 @@ class Report:
     notes: list[str]
 
     def __repr__(self) -> str:
-        width, text = max((len(name) for _, name, _ in self.rows()), default=0) + 2, []
+        width, text = max((len(row["name"]) for row in self.rows()), default=0) + 2, []
         for section, found in self.sections.items():
             text += [section, *(f"  {name:{width}}{_shown(value)}" for name, value in found.items())]
         return "\n".join([*text, *(f"! {note}" for note in self.notes)])
 
-    def rows(self) -> list[tuple[str, str, Any]]:
-        """(section, name, value) of every finding: pandas.DataFrame(report.rows())."""
-        return [(section, name, value) for section, found in self.sections.items() for name, value in found.items()]
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict of section, name and value for each finding, as pandas.DataFrame takes it."""
+        every = [(section, *item) for section, found in self.sections.items() for item in found.items()]
+        return [dict(zip(("section", "name", "value"), finding, strict=True)) for finding in every]
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write all to a file, whole or not at all; what is infinite is written as null."""

@@ -5,6 +5,8 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec, TypeVar
 
+import jax
+
 from jacreg_jax.checks.words import what
 
 P = ParamSpec("P")
@@ -52,7 +54,8 @@ def pure(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
-            return function(*args, **kwargs)
+            with jax.named_scope(function.__name__.strip("_")):  # in profiles, by the name that the user called
+                return function(*args, **kwargs)
         except Exception as error:
             if type(error).__name__ not in _MUTATION:
                 if takes_f:
