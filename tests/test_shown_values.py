@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jacreg_jax as jr
 from jacreg_jax import attacks, certify, decision_cells, models, penalties, relatives, reporting_result, training
 
 X, Y, KEY = jnp.linspace(0, 1, 12).reshape(4, 3), jnp.array([0, 1, 2, 2]), jax.random.key(0)
@@ -61,3 +62,16 @@ def test_any_result_is_a_pandas_frame_in_one_line():
     rows = jnp.tile(jnp.arange(4), (5, 1))
     _, metrics = steps(training.init_state(params, optimizer, KEY), {"image": X, "label": Y}, rows)
     assert pandas.DataFrame(metrics).shape[0] == 5
+
+
+@pytest.mark.parametrize(
+    ("function", "scope"),
+    [
+        (lambda x: jr.exact_frobenius_sq(jnp.sin, x), "exact_frobenius_sq"),
+        (lambda x: attacks.pgd(jnp.sin, x, Y, epsilon=0.1, step_size=0.05, num_steps=2).success, "pgd"),
+        (lambda x: penalties.projected()(jnp.sin, x, Y, jax.random.split(KEY, 4))[1], "jacobian_penalty"),
+        (lambda x: penalties.of(relatives.noise_consistency, sigma=0.1)(jnp.sin, x, Y, KEY)[1], "jacobian_penalty"),
+    ],
+)
+def test_profiles_name_what_was_called(function, scope):
+    assert f"/{scope}/" in jax.jit(function).lower(X).compile().as_text()

@@ -28,6 +28,16 @@ def state_of(params, optimizer, key, model_state=None):
     return training.init_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.clone(key), model_state)
 
 
+def test_weight_decay_takes_a_schedule():
+    """lambda_WD(t) = 0.1 (t + 1), by hand."""
+    optimizer = training.sgd(0.5, momentum=0.0, weight_decay=lambda step: 0.1 * (step + 1))
+    theta, state = jnp.float32(1.0), optimizer.init(jnp.float32(1.0))
+    for step in range(3):
+        updates, state = optimizer.update(jnp.float32(0.0), state, theta)
+        np.testing.assert_allclose(updates, -0.5 * 0.1 * (step + 1) * theta, rtol=1e-6)
+        theta = theta + updates
+
+
 def test_sgd_is_the_papers(problem, key):
     """Coupled decay, trace momentum: u <- rho u + g + lambda theta; theta <- theta - eta u."""
     params, _ = problem
