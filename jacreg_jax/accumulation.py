@@ -115,7 +115,12 @@ def in_parts(part_size: int, loss: Loss) -> Loss:
 
 @dataclasses.dataclass(frozen=True)
 class InParts:
-    """What `in_parts` returns."""
+    """What `in_parts` returns.
+
+    Example:
+        >>> in_parts(32, lambda params, state, batch, keys: (0.0, (state, {}))).part_size
+        32
+    """
 
     part_size: int
     loss: Any

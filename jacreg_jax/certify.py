@@ -17,7 +17,12 @@ from jacreg_jax.types import Array, Counter, Function
 
 
 class Certificate(NamedTuple):
-    """What `certify_smoothed` says of every sample."""
+    """What `certify_smoothed` says of every sample.
+
+    Example:
+        >>> Certificate(np.array([3, -1]), np.array([0.5, 0.0]), np.array([0.98, 0.4]))
+        Certificate of 2: 1 abstained; median radius 0.5
+    """
 
     prediction: "np.ndarray"  # [N] int, -1 where it abstains
     radius: "np.ndarray"  # [N] L2, raw pixels; 0 where it abstains

@@ -51,24 +51,44 @@ JPEG = (80, 65, 58, 50, 40)
 
 
 def gaussian_noise(image: Array, key: Array, severity: Any) -> Array:
-    """X + N(0, sigma^2)."""
+    """X + N(0, sigma^2).
+
+    Example:
+        >>> gaussian_noise(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     return image + _of(GAUSSIAN, severity) * jax.random.normal(key, image.shape, image.dtype)
 
 
 def shot_noise(image: Array, key: Array, severity: Any) -> Array:
-    """Photons counted: Poisson(c x) / c."""
+    """Photons counted: Poisson(c x) / c.
+
+    Example:
+        >>> shot_noise(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     c = _of(SHOT, severity)
     return (jax.random.poisson(key, c * image) / c).astype(image.dtype)
 
 
 def impulse_noise(image: Array, key: Array, severity: Any) -> Array:
-    """A share of the values becomes black or white."""
+    """A share of the values becomes black or white.
+
+    Example:
+        >>> impulse_noise(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     u, share = jax.random.uniform(key, image.shape), _of(IMPULSE, severity)
     return jnp.where(u < share / 2, 0.0, jnp.where(u < share, 1.0, image))
 
 
 def defocus_blur(image: Array, key: Array, severity: Any) -> Array:
-    """The mean over a disk."""
+    """The mean over a disk.
+
+    Example:
+        >>> defocus_blur(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     del key
     scale = image.shape[0] / 32
     reach = max(1, math.ceil(scale * max(radius for radius, _ in DEFOCUS)))
@@ -76,7 +96,12 @@ def defocus_blur(image: Array, key: Array, severity: Any) -> Array:
 
 
 def motion_blur(image: Array, key: Array, severity: Any) -> Array:
-    """The mean along a line of a direction that is drawn, within 45 degrees of the horizontal."""
+    """The mean along a line of a direction that is drawn, within 45 degrees of the horizontal.
+
+    Example:
+        >>> motion_blur(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     scale = image.shape[0] / 32
     reach, deviation = scale * _of(MOTION, severity)
     angle = jax.random.uniform(key, minval=-jnp.pi / 4, maxval=jnp.pi / 4)
@@ -84,7 +109,12 @@ def motion_blur(image: Array, key: Array, severity: Any) -> Array:
 
 
 def zoom_blur(image: Array, key: Array, severity: Any) -> Array:
-    """The mean over the image and its zooms from 1 to a largest one, in steps of 0.01."""
+    """The mean over the image and its zooms from 1 to a largest one, in steps of 0.01.
+
+    Example:
+        >>> zoom_blur(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     del key
     zooms = np.arange(1, max(ZOOM), 0.01)
     weights = jnp.where(zooms < _of(ZOOM, severity) - 1e-6, 1.0, 0.0)
@@ -93,14 +123,24 @@ def zoom_blur(image: Array, key: Array, severity: Any) -> Array:
 
 
 def fog(image: Array, key: Array, severity: Any) -> Array:
-    """A cloud of fractal noise is added, and the sum scaled to the old maximum."""
+    """A cloud of fractal noise is added, and the sum scaled to the old maximum.
+
+    Example:
+        >>> fog(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     amount, decay = _of(FOG, severity)
     most = image.max()
     return (image + amount * plasma(key, image.shape[:2], decay)[..., None]) * most / (most + amount)
 
 
 def brightness(image: Array, key: Array, severity: Any) -> Array:
-    """The largest channel of every pixel grows by a constant, at the same hue."""
+    """The largest channel of every pixel grows by a constant, at the same hue.
+
+    Example:
+        >>> brightness(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     del key
     value = image.max(axis=-1, keepdims=True)
     grown = jnp.minimum(value + _of(BRIGHTNESS, severity), 1.0)
@@ -108,21 +148,36 @@ def brightness(image: Array, key: Array, severity: Any) -> Array:
 
 
 def contrast(image: Array, key: Array, severity: Any) -> Array:
-    """The distance from the mean of every channel shrinks."""
+    """The distance from the mean of every channel shrinks.
+
+    Example:
+        >>> contrast(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     del key
     mean = image.mean(axis=(0, 1), keepdims=True)
     return mean + _of(CONTRAST, severity) * (image - mean)
 
 
 def elastic_transform(image: Array, key: Array, severity: Any) -> Array:
-    """Every pixel comes from a place nearby, by a smooth random field."""
+    """Every pixel comes from a place nearby, by a smooth random field.
+
+    Example:
+        >>> elastic_transform(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     side = image.shape[0]
     field = smooth(jax.random.uniform(key, (2, *image.shape[:2]), minval=-1.0, maxval=1.0), ELASTIC_WIDTH * side)
     return moved(image, side * _of(ELASTIC, severity) * field / jnp.maximum(jnp.abs(field).max(), 1e-6))
 
 
 def pixelate(image: Array, key: Array, severity: Any) -> Array:
-    """Fewer pixels, then as many as before, each repeated."""
+    """Fewer pixels, then as many as before, each repeated.
+
+    Example:
+        >>> pixelate(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     del key
     height, width = image.shape[:2]
 
@@ -134,7 +189,12 @@ def pixelate(image: Array, key: Array, severity: Any) -> Array:
 
 
 def jpeg_compression(image: Array, key: Array, severity: Any) -> Array:
-    """Blocks of 8 x 8 cosines, rounded as JPEG of this quality rounds luminance."""
+    """Blocks of 8 x 8 cosines, rounded as JPEG of this quality rounds luminance.
+
+    Example:
+        >>> jpeg_compression(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
+        (8, 8, 1)
+    """
     del key
     return jpeg(image, _of([quantization(quality) for quality in JPEG], severity))
 

@@ -32,7 +32,12 @@ Layers: TypeAlias = Sequence[Layer]
 
 
 class Activation(NamedTuple):
-    """sigma with its first two derivatives, element-wise."""
+    """sigma with its first two derivatives, element-wise.
+
+    Example:
+        >>> float(TANH.first(0.0))
+        1.0
+    """
 
     value: ElementWise
     first: ElementWise

@@ -17,7 +17,13 @@ from jacreg_jax.types import Array, Counter, Function
 
 
 class Plane(NamedTuple):
-    """Origin and two orthonormal directions, each of the shape of one sample."""
+    """Origin and two orthonormal directions, each of the shape of one sample.
+
+    Example:
+        >>> plane = Plane(jnp.zeros(3), jnp.array([1.0, 0, 0]), jnp.array([0, 1.0, 0]))
+        >>> plane.points(jnp.array([[2.0, 3.0]])).tolist()
+        [[2.0, 3.0, 0.0]]
+    """
 
     origin: Array
     first: Array
@@ -37,6 +43,11 @@ class Cells(NamedTuple):
 
     Row i, column j is the point at (axis[j], axis[i]); axis [R] runs from -extent to extent. Where a logit is not
     finite there is no class, -1, and the confidence is 0.
+
+    Example:
+        >>> plane = Plane(jnp.zeros(2), jnp.array([1.0, 0]), jnp.array([0, 1.0]))
+        >>> decision_cells(lambda x: x, plane, extent=2.0, resolution=5)
+        Cells of 2 classes, 5 x 5 points to 2 from the origin
     """
 
     classes: Array
@@ -47,9 +58,7 @@ class Cells(NamedTuple):
         if isinstance(self.classes, jax.core.Tracer) or jnp.ndim(self.classes) != 2:
             return f"Cells of shape {jnp.shape(self.classes)}"
         count, extent = len(set(jnp.ravel(self.classes).tolist())), float(self.axis[-1])
-        return (
-            f"Cells of {count} classes on {len(self.axis)} x {len(self.axis)} points, to {extent:.4g} from the origin"
-        )
+        return f"Cells of {count} classes, {len(self.axis)} x {len(self.axis)} points to {extent:.4g} from the origin"
 
 
 def random_plane(x: Array, key: Array) -> Plane:

@@ -27,6 +27,12 @@ class Functional:
         eval: eval mode.
         batch_statistics: eval mode at the statistics of this very batch; see `at_batch_statistics`.
         rebuild: (params, model_state) -> the model in its library's own form.
+
+    Example:
+        >>> from jacreg_jax import interop
+        >>> apply, params, model_state = interop.from_function(lambda params, x: x @ params, jnp.ones((3, 2)))
+        >>> apply(params, model_state, jnp.ones((4, 3)), jax.random.key(0))[0].shape
+        (4, 2)
     """
 
     apply: Apply

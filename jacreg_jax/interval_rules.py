@@ -10,7 +10,12 @@ from jacreg_jax.types import Array
 
 
 class Interval(NamedTuple):
-    """All arrays between two; of booleans, (certainly true, possibly true)."""
+    """All arrays between two; of booleans, (certainly true, possibly true).
+
+    Example:
+        >>> Interval(jnp.zeros(2), jnp.ones(2)).high
+        Array([1., 1.], dtype=float32)
+    """
 
     low: Array
     high: Array

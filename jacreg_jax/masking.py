@@ -27,7 +27,12 @@ from jacreg_jax.types import Array, Function
 
 
 class Check(NamedTuple):
-    """One finding: what was measured, the limit it should keep, and whether it does."""
+    """One finding: what was measured, the limit it should keep, and whether it does.
+
+    Example:
+        >>> Check(value=0.0, limit=0.002, passed=True).passed
+        True
+    """
 
     value: float
     limit: float

@@ -21,6 +21,10 @@ class Budget:
         draws: of randomized smoothing, a sample.
         norms: samples whose exact ||J||_F is measured.
         certified: samples that smoothing and interval arithmetic look at.
+
+    Example:
+        >>> Budget(pgd_steps=(10, 1000)).queries
+        5000
     """
 
     gradient_steps: int = 300
@@ -33,7 +37,9 @@ class Budget:
 
 
 quick = Budget(gradient_steps=50, searches=3, pgd_steps=(10, 40), queries=200, draws=1000, norms=100, certified=20)
+"""A first look."""
 standard = Budget()
+"""A claim."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +49,12 @@ class Report:
     Attributes:
         sections: {section: {name: number, word, or list}}.
         notes: what was left out, and why; warnings of the checks.
+
+    Example:
+        >>> print(Report({"clean": {"accuracy": 0.975}}, ["no norms"]))
+        clean
+          accuracy  0.975
+        ! no norms
     """
 
     sections: dict[str, dict[str, Any]]

@@ -96,7 +96,12 @@ def lambda_ramp(final: float, *, num_steps: int, start: int = 0) -> optax.Schedu
 
 
 class Dual(NamedTuple):
-    """What `target_norm` carries from step to step."""
+    """What `target_norm` carries from step to step.
+
+    Example:
+        >>> round(float(jnp.exp(target_norm(2.0, start=0.5).init().log_lambda)), 3)
+        0.5
+    """
 
     log_lambda: Array
     mean_square: Array  # running mean of the measured ||J||_F^2
@@ -109,7 +114,12 @@ class Dual(NamedTuple):
 
 
 class TargetNormState(NamedTuple):
-    """State of an optimizer that `TargetNorm.optimizer` wraps."""
+    """State of an optimizer that `TargetNorm.optimizer` wraps.
+
+    Example:
+        >>> target_norm(2.0).optimizer(optax.sgd(0.1)).init(jnp.ones(3))._fields
+        ('inner', 'dual')
+    """
 
     inner: PyTree
     dual: Dual
@@ -117,7 +127,14 @@ class TargetNormState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class TargetNorm:
-    """What `target_norm` returns, which says what the fields are. Pure functions, to be jitted and vmapped."""
+    """What `target_norm` returns, which says what the fields are. Pure functions, to be jitted and vmapped.
+
+    Example:
+        >>> target = target_norm(2.0)
+        >>> optimizer = target.optimizer(optax.sgd(0.1))
+        >>> round(float(target.lambda_jr(optimizer.init(jnp.ones(3)))), 3)
+        0.01
+    """
 
     norm: float
     rate: float

@@ -33,6 +33,11 @@ class JointLoss:
     """mean of the objective + (lambda_jr / 2) penalty: a loss for `training.make_train_step`.
 
     Made by `classification_loss` and its siblings, which say what the fields are.
+
+    Example:
+        >>> loss = classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
+        >>> loss.lambda_jr, loss.penalty
+        (0.01, projected(1, 'sphere'))
     """
 
     apply: Apply

@@ -174,8 +174,8 @@ def carlini_wagner(
     return finish(start, x_adv, norm="l2", steps=best.step, forward=1, backward=backward, trajectory=best.seen)
 
 
-# Three times the steps, twice the rate, an Adam that moves saturated pixels
 carlini_wagner_converged = partial(carlini_wagner, num_steps=3000, learning_rate=0.01, adam_eps=1e-14)
+"""Carlini and Wagner's attack with three times the steps, twice the rate, an Adam that moves saturated pixels."""
 
 
 def _just_over(start: Start, x_adv: Array) -> Array:

@@ -13,7 +13,8 @@ from jacreg_jax.attacks.criterion import Criterion as Criterion
 from jacreg_jax.attacks.output_criteria import Moved, OfMargin
 from jacreg_jax.types import Function
 
-misclassified = Misclassified()  # f calls it something other than y; any position, where there are such
+misclassified = Misclassified()
+"""f calls it something other than y; at any position, where there are such. What attacks seek by themselves."""
 
 
 def wrong_share(share: float) -> Criterion:

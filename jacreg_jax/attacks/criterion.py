@@ -12,7 +12,13 @@ Pair: TypeAlias = Callable[[Any, Any], Array]  # (z, y) -> [B]
 
 @dataclass(frozen=True)
 class Criterion:
-    """The base: any outputs, any y; what is climbed is the margin itself."""
+    """The base: any outputs, any y; what is climbed is the margin itself.
+
+    Example:
+        >>> from jacreg_jax.attacks import criteria
+        >>> isinstance(criteria.top_k(5), Criterion)
+        True
+    """
 
     def outputs(self, z: Any, batch: int) -> Any:
         """What the margin looks at: z, checked."""

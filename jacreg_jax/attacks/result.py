@@ -26,6 +26,11 @@ class AttackResult(NamedTuple):
 
     A sample whose clean outputs are not all finite counts as wrong from the start; outputs that become NaN under attack
     never count as a success. "Fooled" is what the criterion of the attack says; under `target=` it is the target.
+
+    Example:
+        >>> from jacreg_jax import attacks
+        >>> attacks.fgsm(lambda x: x, jnp.array([[0.6, 0.4], [0.9, 0.1]]), jnp.array([0, 0]), epsilon=0.2).outcomes()
+        ['fooled', 'never fooled']
     """
 
     x_adv: Array  # [B, ...] raw pixels; the input itself where it was wrong from the start

@@ -31,6 +31,10 @@ class Preprocessing:
 
     Raises:
         ValueError: mean and std differ in shape, or std is not positive.
+
+    Example:
+        >>> Preprocessing(0.5, 0.25).normalize(jnp.array([0.5, 1.0])).tolist()
+        [0.0, 2.0]
     """
 
     mean: float | tuple[float, ...]
@@ -68,9 +72,12 @@ class Preprocessing:
         return lambda raw: f(self.normalize(raw))
 
 
-MNIST = Preprocessing(mean=0.1307, std=0.3081)  # of the training pixels; the paper's text says "variance"
-CIFAR10 = Preprocessing(mean=0.5, std=0.5)  # x = 2 raw - 1
+MNIST = Preprocessing(mean=0.1307, std=0.3081)
+"""Mean and deviation of the training pixels; the paper's text says "variance"."""
+CIFAR10 = Preprocessing(mean=0.5, std=0.5)
+"""x = 2 raw - 1."""
 IMAGENET = Preprocessing(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+"""Of each channel, as torchvision's models take it."""
 
 # Digits from elsewhere are fed to MNIST models, so they take MNIST's constants, as USPS does in the paper.
 PREPROCESSING = {"digits": MNIST, "mnist": MNIST, "usps": MNIST, "cifar10": CIFAR10}

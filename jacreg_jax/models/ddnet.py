@@ -23,6 +23,10 @@ class DDNet(nn.Module):
         conv_general_dilated: the convolution; `jax.lax.conv_general_dilated` gives XLA's own everywhere.
         max_pool: the pooling; `flax.linen.max_pool` gives XLA's own.
 
+    Example:
+        >>> jax.eval_shape(DDNet().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))["params"]["Dense_2"]["bias"].shape
+        (10,)
+
     Reference: Papernot et al., "Distillation as a defense to adversarial perturbations" (2016).
     """
 

@@ -22,6 +22,11 @@ class ConvMaxPool(nn.Module):
         conv_max_pool: the operation.
         kernel_init: initializer.
         bias_init: initializer.
+
+    Example:
+        >>> layer, x = ConvMaxPool(4, (3, 3)), jnp.ones((1, 6, 6, 2))
+        >>> layer.apply(layer.init(jax.random.key(0), x), x).shape
+        (4, 2, 2, 2)
     """
 
     features: int

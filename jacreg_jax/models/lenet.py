@@ -24,6 +24,10 @@ class LeNet(nn.Module):
         dropout_rate: after the two hidden dense layers, in train mode.
         initialization: "xavier" (uniform, biases zero; the paper), "xavier_normal" or "torch" (PyTorch's default).
         conv_max_pool: convolution and pooling; `pooled_convolution.lax_conv_max_pool` gives XLA's own.
+
+    Example:
+        >>> jax.eval_shape(LeNet().init, jax.random.key(0), jnp.ones((1, 28, 28, 1)))["params"]["Dense_2"]["bias"].shape
+        (10,)
     """
 
     num_classes: int = 10

@@ -18,6 +18,11 @@ class MLP(nn.Module):
         activation: after every layer but the last.
         dropout_rate: after every hidden layer, in train mode.
         initialization: "xavier" (uniform, biases zero), "xavier_normal" or "torch" (PyTorch's default).
+
+    Example:
+        >>> module = MLP((16, 3))
+        >>> module.apply(module.init(jax.random.key(0), jnp.ones((2, 5))), jnp.ones((2, 5))).shape
+        (2, 3)
     """
 
     features: Sequence[int] = (200, 200, 10)

@@ -48,6 +48,11 @@ class ResNet18(nn.Module):
         conv_general_dilated: the convolution; `jax.lax.conv_general_dilated` gives XLA's own everywhere.
         max_pool: the pooling; `flax.linen.max_pool` gives XLA's own.
 
+    Example:
+        >>> shapes = jax.eval_shape(ResNet18().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+        >>> sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        11173962
+
     Reference: He et al., "Deep Residual Learning for Image Recognition" (2016).
     """
 
