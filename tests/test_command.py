@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -118,6 +119,18 @@ def test_the_repository_has_one_address():
         address, notebook = badge.split("/blob/main/")
         assert address == own.removeprefix("github.com/")
         assert (ROOT / notebook).exists(), notebook
+
+
+def test_the_readme_on_a_package_index_has_no_relative_link():
+    """There images and files lie elsewhere."""
+    pytest.importorskip("hatchling")
+    shown = subprocess.run(
+        [sys.executable, "-m", "hatchling", "metadata", "readme"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    links = re.findall(r"\]\(([^)\s]+)\)", shown)
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    assert any(link.startswith("https://raw.githubusercontent.com/") and link.endswith(".png") for link in links)
 
 
 def test_versions_agree():
