@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+from flax import linen as nn, nnx
 from jax import lax
 
 from jacreg_jax import sharding
@@ -105,6 +105,18 @@ def test_bfloat16(key):
     wide = run(lax.conv_general_dilated, x.astype(jnp.float32), w.astype(jnp.float32))
     scale = jnp.abs(wide).max()
     np.testing.assert_allclose(ours.astype(jnp.float32) / scale, wide / scale, atol=0.02)
+
+
+def test_in_nnx(key):
+    """nnx.Conv, which hands on a sharding of the output as well."""
+    layers = [
+        nnx.Conv(3, 4, (3, 3), conv_general_dilated=conv, rngs=nnx.Rngs(0))
+        for conv in (conv_general_dilated, jax.lax.conv_general_dilated)
+    ]
+    x = jax.random.normal(key, (2, 8, 8, 3))
+    loss = lambda layer, x: jnp.sum(jnp.sin(layer(x)))
+    ours, theirs = (jax.grad(loss, 1)(layer, x) for layer in layers)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_in_flax_and_in_scan(key):

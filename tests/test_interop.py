@@ -259,3 +259,18 @@ def test_architectures(module, shape, key):
     assert abs(values.mean() - exact) < 6 * error + 1e-6
     gradient = jax.jit(jax.grad(penalty))(params, key)
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_an_equinox_module_with_a_state_wants_it():
+    class Net(eqx.Module):
+        norm: eqx.nn.BatchNorm
+
+        def __init__(self):
+            self.norm = eqx.nn.BatchNorm(3, axis_name="batch", mode="batch")
+
+        def __call__(self, x, state):
+            return self.norm(x, state)
+
+    model, _ = eqx.nn.make_with_state(Net)()
+    with pytest.raises(ValueError, match=r"state is None: from_equinox\(model, state\), both of equinox.nn.make_with"):
+        interop.from_equinox(model)

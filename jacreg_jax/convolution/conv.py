@@ -26,13 +26,14 @@ def conv_general_dilated(
     batch_group_count: int = 1,
     precision: Any = None,
     preferred_element_type: Any = None,
+    out_sharding: Any = None,
 ) -> Array:
     """`jax.lax.conv_general_dilated` that differentiates any number of times at matmul speed on CPU.
 
     y[b,i,j,o] = sum_{u,v,c} x[b, s i + u, s j + v, c] w[u,v,c,o] for two spatial dimensions in NHWC / HWIO, with any
-    strides and padding. Dilation, groups, other layouts and other ranks go to `jax.lax.conv_general_dilated`. In flax:
-    `nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)`. Forward and reverse mode, `vmap`, `scan`,
-    jit and shard_map; the platform is that of the compiled program, so a GPU or TPU gets the plain lax convolution.
+    strides and padding. Dilation, groups, other layouts and other ranks go to `jax.lax.conv_general_dilated`. In flax,
+    linen and nnx: `nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)`. Forward and reverse mode,
+    `vmap`, `scan`, jit and shard_map; the platform is that of the compiled program, so a GPU or TPU gets the plain lax convolution.
 
     On CPU, 3x3 and 5x5 kernels of stride 1, and 5x5 and 6x6 of stride 2, run in float32 from 32 channels on as
     Toom-Cook tiles, with a quarter to a third of the products and three to ten times the rounding (1e-6 to 2e-6 of the
@@ -51,6 +52,7 @@ def conv_general_dilated(
         batch_group_count: as in lax.
         precision: of the matmuls, as in lax; "high" and "highest" leave Toom-Cook tiles out, too.
         preferred_element_type: as in lax.
+        out_sharding: as in lax, which then runs; flax.nnx hands on a None.
 
     Returns:
         [B, H', W', O].
@@ -76,11 +78,13 @@ def conv_general_dilated(
         batch_group_count=batch_group_count,
         precision=precision,
         preferred_element_type=preferred_element_type,
+        **({} if out_sharding is None else {"out_sharding": out_sharding}),
     )
     out = jax.eval_shape(plain)  # lax's own checks and messages, covered or not
     is_undilated = all(d is None or set(d) <= {1} for d in (lhs_dilation, rhs_dilation))
     is_ungrouped = feature_group_count == batch_group_count == 1
-    is_covered = is_undilated and is_ungrouped and preferred_element_type is None and jnp.issubdtype(out, jnp.floating)
+    is_plain = preferred_element_type is None and out_sharding is None
+    is_covered = is_undilated and is_ungrouped and is_plain and jnp.issubdtype(out, jnp.floating)
     if not (is_covered and _is_nhwc(np.shape(lhs), np.shape(rhs), dimension_numbers) and out.size):
         return plain()
     (_, height, width, _), (kh, kw, _, _) = np.shape(lhs), np.shape(rhs)

@@ -29,7 +29,7 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
         Functional.
 
     Raises:
-        ValueError: not an equinox module.
+        ValueError: not an equinox module; one that holds a state, as BatchNorm does, without it.
 
     Example:
         >>> import equinox
@@ -40,6 +40,12 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
     import equinox
 
     require(isinstance(model, equinox.Module) and callable(model), "callable equinox.Module", model)
+    indices = jax.tree.leaves(model, is_leaf=lambda leaf: isinstance(leaf, equinox.nn.StateIndex))
+    if state is None and any(isinstance(leaf, equinox.nn.StateIndex) for leaf in indices):
+        raise ValueError(
+            "model holds a state, as BatchNorm does, and state is None: from_equinox(model, state), both of "
+            "equinox.nn.make_with_state"
+        )
     params, rest = equinox.partition(model, equinox.is_inexact_array)
     takes_key = "key" in inspect.signature(type(model).__call__).parameters
 
