@@ -54,7 +54,7 @@ def try_one(version: str, wheel: Path, folder: Path) -> dict[str, float]:
     packages = ["pytest", "chex", "beartype", "hypothesis", "scipy", "equinox", "dm-haiku"]
     seconds["install"] = run(python, "-m", "pip", "install", "--quiet", f"{wheel}[datasets]", *packages, *pins)
     seconds["demo"] = run(python.with_name("jacreg"), "demo", "--steps", 300, cwd=folder)
-    seconds["README"] = run(python, "-c", readme_blocks(2), cwd=folder)
+    seconds["README"] = run(python, "-c", readme_blocks(3), cwd=folder)
     every = [tests / name for name in QUICK if (tests / name).exists()]
     seconds["tests"] = run(python, "-m", "pytest", "-q", "-x", "-m", "not slow", *every, cwd=folder)
     return seconds

@@ -262,6 +262,8 @@ def test_architectures(module, shape, key):
 
 
 def test_an_equinox_module_with_a_state_wants_it():
+    eqx = pytest.importorskip("equinox")
+
     class Net(eqx.Module):
         norm: eqx.nn.BatchNorm
 

@@ -33,7 +33,8 @@ def conv_general_dilated(
     y[b,i,j,o] = sum_{u,v,c} x[b, s i + u, s j + v, c] w[u,v,c,o] for two spatial dimensions in NHWC / HWIO, with any
     strides and padding. Dilation, groups, other layouts and other ranks go to `jax.lax.conv_general_dilated`. In flax,
     linen and nnx: `nn.Conv(features, (3, 3), conv_general_dilated=conv_general_dilated)`. Forward and reverse mode,
-    `vmap`, `scan`, jit and shard_map; the platform is that of the compiled program, so a GPU or TPU gets the plain lax convolution.
+    `vmap`, `scan`, jit and shard_map; the platform is that of the compiled program, so a GPU or TPU gets the plain lax
+    convolution.
 
     On CPU, 3x3 and 5x5 kernels of stride 1, and 5x5 and 6x6 of stride 2, run in float32 from 32 channels on as
     Toom-Cook tiles, with a quarter to a third of the products and three to ten times the rounding (1e-6 to 2e-6 of the
