@@ -58,6 +58,7 @@ def test_few_test_images_widen_the_interval():
     assert results.spread(values, 1, error) == f"13.0 ± {np.hypot(results.interval(values)[1], 1.96 * error):.1f} (3)"
     assert elements.of_cells([(values, paper, error)])[0] == "reproduced"
     assert elements.of_cells([(values, paper)])[0] == "outside"
+    assert elements.of_cells([(values, paper, error), ([], paper, error)])[0] == "unsettled", "a cell is missing"
 
 
 def test_the_error_of_a_norm_is_that_of_its_test_images():

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 from experiments.page import results
 
-# unsettled: too few models to say
+# unsettled: too few models, or cells, to say
 State = Literal["reproduced", "outside", "shortened", "unsettled", "not run"]
 
 
@@ -24,7 +24,7 @@ def missing(why: str) -> Callable[[], tuple[State, str]]:
 
 
 def of_cells(cells: Iterable[tuple]) -> tuple[State, str]:
-    """The state of a table: outside where a cell differs, unsettled where one holds a single model.
+    """The state of a table: outside where a cell differs, unsettled where one holds a single model or was not run.
 
     Args:
         cells: what `results.differs` is asked with, each.
@@ -37,7 +37,7 @@ def of_cells(cells: Iterable[tuple]) -> tuple[State, str]:
     note = f"{outside} of {len(ran)} cells differ" if outside else f"none of {len(ran)} cells differs"
     note += f", {min(seeds)} to {max(seeds)} models each"
     note += f"; {len(cells) - len(ran)} not run" * (len(cells) > len(ran))
-    if not outside and min(seeds) < 2:
+    if not outside and (min(seeds) < 2 or len(cells) > len(ran)):
         return "unsettled", note
     return "outside" if outside else "reproduced", note
 
