@@ -27,10 +27,7 @@ test: .venv/.done
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 coverage: .venv/.done  ## lines and branches of the library that the fast tests reach; below 95 % it fails
-	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest -n 2 --dist worksteal -m "not slow"
-	$(BIN)/coverage combine --quiet
-	$(BIN)/coverage report
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow" --cov --cov-report=term-missing:skip-covered
 
 check-slow: .venv/.done
 	$(BIN)/python -m pytest -m slow
