@@ -42,8 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parsed = _parser().parse_args(given)
     try:
         return parsed.do(parsed)
-    except (ValueError, TypeError, ImportError) as error:
-        sys.exit(f"jacreg: {error}")
+    except Exception as error:
+        if name := getattr(error, "raised_in", None):
+            raise RuntimeError(f"{name} failed") from error
+        if isinstance(error, ValueError | TypeError | ImportError):
+            sys.exit(f"jacreg: {error}")
+        raise
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,7 +118,7 @@ def _function_of(name: str) -> Function:
 
     Raises:
         ValueError: there is none of this name.
-        RuntimeError: the module, or later the function, raised an error: its cause.
+        RuntimeError: the module raised an error: its cause.
     """
     module, _, attribute = name.partition(":")
     sys.path.insert(0, "")
@@ -132,8 +136,9 @@ def _function_of(name: str) -> Function:
     def called(*args: Any) -> Any:
         try:
             return found(*args)
-        except Exception as error:
-            raise RuntimeError(f"{name} failed") from error
+        except Exception as error:  # as it is: the library has advice for some kinds
+            error.raised_in = name  # type: ignore[attr-defined]
+            raise
 
     return called
 

@@ -78,6 +78,9 @@ def test_what_is_wrong_is_one_line(folder, change, message):
     assert not (folder / "report").exists()
 
 
+REPORT = ["report", "my_net:f", "--data", "test.npz", "--epsilon", "linf=0.01", "--budget", "quick"]
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
@@ -91,6 +94,14 @@ def test_errors_of_ones_own_code_come_with_their_traceback(folder, source, messa
     with pytest.raises(RuntimeError, match=message) as error:
         command.main(["report", "my_net:f", "--data", "test.npz", "--epsilon", "linf=0.01", "--budget", "quick"])
     assert isinstance(error.value.__cause__, KeyError | TypeError | SyntaxError)
+    sys.modules.pop("my_net", None)
+
+
+def test_a_function_of_numpy_gets_the_advice_of_the_library(folder):
+    (folder / "my_net.py").write_text("import numpy as np\ndef f(x):\n    return np.asarray(x).sum((1, 2))\n")
+    with pytest.raises(RuntimeError, match="my_net:f failed") as error:
+        command.main(REPORT)
+    assert "f is traced by JAX and must be written in it" in "".join(error.value.__cause__.__notes__)
     sys.modules.pop("my_net", None)
 
 
