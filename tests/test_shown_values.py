@@ -74,4 +74,5 @@ def test_any_result_is_a_pandas_frame_in_one_line():
     ],
 )
 def test_profiles_name_what_was_called(function, scope):
-    assert f"/{scope}/" in jax.jit(function).lower(X).compile().as_text()
+    lowered = jax.jit(function).lower(X)  # a compiled program may come from the cache, with the names of another day
+    assert f"/{scope}/" in lowered.as_text(debug_info=True)
