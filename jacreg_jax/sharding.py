@@ -146,15 +146,16 @@ def map_over_devices(
 ) -> Step:
     """Compile body(state, batch, axis_name) -> (state, metrics) over the mesh; the result is called (state, batch).
 
-    The state is replicated and the batch split. The body runs on each device, on its share, and averages by itself over
-    the axis "data". "jit" places what it is given on the mesh; "shard_map" is the same program.
+    The state is replicated and the batch split; several batches come one after the other, in the body as in the call.
+    The body runs on each device, on its share, and averages by itself over the axis "data". "jit" places what it is
+    given on the mesh; "shard_map" is the same program.
 
     Args:
         body: see above; one body serves the three backends. On one device axis_name is None.
         mesh: from `data_mesh`; None: one device, no sharding (jit only).
         backend: "jit", "shard_map" or "pmap".
         donate: give the buffers of the old state to the new one.
-        batch_specs: `PartitionSpec` of the batch, or a tuple of them for a tuple; the leading axis by default.
+        batch_specs: `PartitionSpec` of the batch, or of several a tuple of them; the leading axis by default.
 
     Returns:
         Compiled function (state, batch) -> (state, metrics).
@@ -170,30 +171,32 @@ def map_over_devices(
         2.0
     """
     checks.one_of("backend", backend, BACKENDS)
-    checks.function("body", body, ("state", "batch", "axis_name"))
+    specs = (batch_specs,) if isinstance(batch_specs, P) else tuple(batch_specs)
+    names = ["batch"] if len(specs) == 1 else [f"batch_{i}" for i in range(len(specs))]
+    checks.function("body", body, ("state", *names, "axis_name"))
     if mesh is None and backend != "jit":
         raise ValueError(f"mesh must be given for backend {backend!r}, got None; make one with data_mesh()")
     if mesh is not None:
         check_mesh(mesh)
     donated = (0,) if donate else ()
-    on_axis: Step = lambda state, batch: body(state, batch, AXIS)
+    on_axis: Step = lambda state, *batches: body(state, *batches, AXIS)
     if mesh is None:
-        return jax.jit(lambda state, batch: body(state, batch, None), donate_argnums=donated)
+        return jax.jit(lambda state, *batches: body(state, *batches, None), donate_argnums=donated)
     if backend == "pmap":
-        return _pmapped(on_axis, list(mesh.devices.flat), batch_specs)
-    mapped = jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), batch_specs), out_specs=(P(), P()))
+        return _pmapped(on_axis, list(mesh.devices.flat), specs)
+    mapped = jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), *specs), out_specs=(P(), P()))
     placed = {}
     if backend == "jit":
-        on_mesh = lambda specs: jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs)
-        placed = {"in_shardings": on_mesh((P(), batch_specs)), "out_shardings": on_mesh((P(), P()))}
+        on_mesh = lambda *specs: tuple(NamedSharding(mesh, spec) for spec in specs)
+        placed = {"in_shardings": on_mesh(P(), *specs), "out_shardings": on_mesh(P(), P())}
     return jax.jit(mapped, donate_argnums=donated, **placed)
 
 
-def _pmapped(on_axis: Step, devices: list[jax.Device], batch_specs: Any) -> Step:
+def _pmapped(on_axis: Step, devices: list[jax.Device], specs: tuple[P, ...]) -> Step:
     """The body under pmap, called with whole batches."""
-    split_axes = jax.tree.map(lambda spec: spec.index(AXIS) if AXIS in spec else None, batch_specs)
+    split_axes = tuple(spec.index(AXIS) if AXIS in spec else None for spec in specs)
     # in_axes and out_axes None: the state stays unstacked, one format for checkpoints of all backends
-    in_axes = None, jax.tree.map(lambda axis: 0, split_axes)  # None is no leaf: it stays
+    in_axes = None, *(None if axis is None else 0 for axis in split_axes)
     mapped = jax.pmap(on_axis, axis_name=AXIS, in_axes=in_axes, out_axes=None, devices=devices)
 
     def stacked(axis: int | None, tree: PyTree) -> PyTree:
@@ -202,9 +205,10 @@ def _pmapped(on_axis: Step, devices: list[jax.Device], batch_specs: Any) -> Step
         shape = lambda leaf: (*leaf.shape[:axis], len(devices), -1, *leaf.shape[axis + 1 :])
         return jax.tree.map(lambda leaf: jnp.moveaxis(leaf.reshape(shape(leaf)), axis, 0), tree)
 
-    stack = lambda batch: jax.tree.map(stacked, split_axes, batch, is_leaf=lambda axis: axis is None)
-    step: Any = lambda state, batch: mapped(state, stack(batch))
-    step.lower = lambda state, batch: mapped.lower(state, jax.eval_shape(stack, batch))  # as a jitted function has it
+    stack = lambda batches: tuple(map(stacked, split_axes, batches))
+    step: Any = lambda state, *batches: mapped(state, *stack(batches))
+    # as a jitted function has it
+    step.lower = lambda state, *batches: mapped.lower(state, *jax.eval_shape(stack, batches))
     return step
 
 

@@ -176,8 +176,7 @@ def make_train_steps(
     _check(loss, optimizer)
     tests: list[Deferred] = []
 
-    def steps(state: TrainState, batches: tuple[PyTree, Array], axis_name: str | None = None) -> Any:
-        data, indices = batches
+    def steps(state: TrainState, data: PyTree, indices: Array, axis_name: str | None = None) -> Any:
         first = state.step
 
         def body(state: TrainState, indexed: tuple[Array, Array]) -> tuple[TrainState, dict[str, Array]]:
@@ -188,13 +187,11 @@ def make_train_steps(
         return jax.lax.scan(body, state, (jnp.arange(indices.shape[0]), indices))
 
     if together:
-        each = jax.vmap(lambda state, data, indices: steps(state, (data, indices)), in_axes=(0, None, 0))
-        compiled: Any = sharding.map_over_members(each, mesh, backend, donate=donate)
+        each = jax.vmap(lambda state, data, indices: steps(state, data, indices), in_axes=(0, None, 0))
+        compiled = sharding.map_over_members(each, mesh, backend, donate=donate)
     else:
         specs = PartitionSpec(), PartitionSpec(None, sharding.AXIS)
-        mapped: Any = sharding.map_over_devices(steps, mesh, backend, donate=donate, batch_specs=specs)
-        compiled = lambda state, data, indices: mapped(state, (data, indices))
-        compiled.lower = lambda state, data, indices: mapped.lower(state, (data, indices))
+        compiled = sharding.map_over_devices(steps, mesh, backend, donate=donate, batch_specs=specs)
     devices = sharding.num_shares(mesh, backend)
 
     def data_of(state: TrainState, data: PyTree, indices: Any) -> PyTree:

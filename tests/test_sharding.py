@@ -117,6 +117,29 @@ def test_many_steps_on_a_mesh(problem, backend):
     chex.assert_trees_all_close(found[1][1], found[0][1], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", [None, "jit", "shard_map"])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_step_compiled_ahead_of_time_is_called_as_the_step(problem, backend, many):
+    params, batch = problem
+    optimizer = training.sgd(0.1)
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1)
+    options = {} if backend is None else {"mesh": sharding.data_mesh(jax.devices()[:4]), "backend": backend}
+    make = training.make_train_steps if many else training.make_train_step
+    step, data = make(loss, optimizer, **options), jax.tree.map(jnp.asarray, batch)
+    arguments = (data, jnp.arange(24).reshape(3, 8) % 16) if many else (data,)
+    if backend:
+        spec = sharding.WHOLE if many else sharding.ON_ROWS
+        placed = jax.NamedSharding(options["mesh"], spec)
+        specs = (placed, jax.NamedSharding(options["mesh"], jax.P(None, sharding.AXIS))) if many else (placed,)
+        arguments = tuple(map(jax.device_put, arguments, specs))
+    found = []
+    for run in (step, step.lower(training.init_state(params, optimizer, jax.random.key(7)), *arguments).compile()):
+        state = training.init_state(params, optimizer, jax.random.key(7))
+        state = sharding.replicate(state, options["mesh"]) if backend else state
+        found.append(run(state, *arguments)[0].params)
+    chex.assert_trees_all_equal(*found)
+
+
 def test_models_spread_over_a_mesh(problem):
     """Four models on two devices, each as on one."""
     params, batch = problem
