@@ -60,7 +60,7 @@ class Config:
     list: bool = False
     """Say what is missing, and run nothing."""
     gpu: bool = False
-    """All at full length with the paper's seeds, the models of a cell in one program."""
+    """All at full length with the paper's seeds; of LeNet' the models of a cell in one program."""
     hours: float | None = None
     """Stop after as many; None: when all is there."""
     out: Path = RESULTS

@@ -185,7 +185,7 @@ def map_over_devices(
     if backend == "pmap":
         return _pmapped(on_axis, list(mesh.devices.flat), specs)
     mapped = jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), *specs), out_specs=(P(), P()))
-    placed = {}
+    placed: dict[str, Any] = {}
     if backend == "jit":
         on_mesh = lambda *specs: tuple(NamedSharding(mesh, spec) for spec in specs)
         placed = {"in_shardings": on_mesh(P(), *specs), "out_shardings": on_mesh(P(), P())}

@@ -5,6 +5,9 @@ import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
 import dataclasses
 import os
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import jax
 import tyro
@@ -39,26 +42,32 @@ class Config:
     save: bool = True
 
 
-def cases_of(model: str, config: Config, worker: Worker | None):
-    """The cases of one network, with a progress line while they compile."""
+def makers_of(model: str, config: Config, worker: Worker | None) -> Iterator[partial]:
+    """What makes the cases of one network."""
     on_cpu = jax.default_backend() == "cpu"
     size = config.batch_size or (BATCH_SIZES.get(model, 100) if on_cpu else 100)
     is_small = model in ("lenet", "cnn", "critic") or not on_cpu
-    for variant in tqdm(
-        (ONE_CORE if config.one_core else VARIANTS)[model], desc=f"compile {model}", leave=False, disable=None
-    ):
-        yield jax_case(model, variant, size)
+    for variant in (ONE_CORE if config.one_core else VARIANTS)[model]:
+        yield partial(jax_case, model, variant, size)
         if worker:
-            yield torch_case(worker, model, variant, size)
+            yield partial(torch_case, worker, model, variant, size)
         if config.one_core or model == "vit":
             continue
         if variant in ("plain", "n = 1") and model in ("lenet", "ddnet"):
-            yield scan_case(model, variant, size, 100 if model == "lenet" else 8)
+            yield partial(scan_case, model, variant, size, 8 if model == "ddnet" and on_cpu else 100)
         # XLA's own second derivatives of a large network take minutes
         if on_cpu and variant in ("plain", "n = 1", "WGAN-GP") and (is_small or variant == "plain"):
-            yield jax_case(model, variant, size, plain_lax=True)
+            yield partial(jax_case, model, variant, size, plain_lax=True)
         if worker and variant == "plain" and model in ("lenet", "ddnet", "resnet18"):
-            yield torch_case(worker, model, variant, size, compiled=True)
+            yield partial(torch_case, worker, model, variant, size, compiled=True)
+
+
+def cases_of(model: str, config: Config, worker: Worker | None) -> list[step_cost.Case]:
+    """The cases of one network, with a progress line while they compile: for a GPU, where that takes long, together."""
+    makers = list(makers_of(model, config, worker))
+    with ThreadPoolExecutor(1 if jax.default_backend() == "cpu" else 8) as pool:
+        made = pool.map(lambda make: make(), makers)
+        return list(tqdm(made, desc=f"compile {model}", total=len(makers), leave=False, disable=None))
 
 
 def main(config: Config):
@@ -70,7 +79,7 @@ def main(config: Config):
     worker = Worker(len(os.sched_getaffinity(0))) if config.torch else None
     models = [m for m in config.models if not config.one_core or m in ONE_CORE] if config.steps else []
     for model in models:
-        cases = list(cases_of(model, config, worker))
+        cases = cases_of(model, config, worker)
         bar = lambda items, model=model: tqdm(items, desc=f"time {model}", leave=False, disable=None)
         step_cost.measure(cases, rounds=config.rounds, target_seconds=config.seconds, progress=bar)
         rows = [case.row() for case in cases]

@@ -1,6 +1,7 @@
 """Tables of docs/performance.md from the committed benchmark: what a step costs, and which goals hold."""
 
 from experiments.page import results
+from experiments.page.steps import SCAN, times_of
 
 TITLES = {"lenet": "LeNet'", "ddnet": "DDNet", "resnet18": "ResNet-18", "cnn": "a user's CNN"}
 # network -> torch / ours by variant, on two cores and on one
@@ -9,7 +10,7 @@ TORCH |= {"ddnet": {"plain": 1.2, "n = 1": 1.4, "n = 3": 1.7, "exact": 1.8}, "re
 TORCH_ONE_CORE = {"ddnet": {"plain": 1.6, "n = 1": 1.8, "n = 3": 2.2, "exact": 2.4}}
 TORCH_ONE_CORE |= {"resnet18": {"plain": 1.2, "n = 1": 1.6}}
 OVER_PLAIN = {"n = 1": 2.2, "on a part, 1/4": 1.4}
-LAX, SCAN = "jax, lax convolutions", "jacreg_jax, scan of 100"
+LAX = "jax, lax convolutions"
 
 
 def bars() -> str:
@@ -17,14 +18,14 @@ def bars() -> str:
     own, lines = "jacreg_jax", _torch("cpu", TORCH) + _torch("cpu_one_core", TORCH_ONE_CORE)
     for model in TORCH:
         for variant, bar in OVER_PLAIN.items():
-            label, times = f"{TITLES[model]} {variant} / plain", _times(model, "cpu")
+            label, times = f"{TITLES[model]} {variant} / plain", times_of(model, "cpu")
             lines.append(_line(label, times, (variant, own), ("plain", own), bar, False))
-    label, times = "a user's CNN n = 1, XLA's convolution / ours", _times("cnn", "cpu")
+    label, times = "a user's CNN n = 1, XLA's convolution / ours", times_of("cnn", "cpu")
     lines.append(_line(label, times, ("n = 1", LAX), ("n = 1", own), 3.0, True))
     for variant in ("plain", "n = 1"):
         label = f"LeNet' {variant}, 100 steps in a scan / in 100 calls"
-        lines.append(_line(label, _times("lenet", "cpu"), (variant, SCAN), (variant, own), 1.05, False))
-    memory = _times("lenet", "cpu", "temporary_bytes")
+        lines.append(_line(label, times_of("lenet", "cpu"), (variant, SCAN), (variant, own), 1.05, False))
+    memory = times_of("lenet", "cpu", "temporary_bytes")
     label = "LeNet' exact / plain, temporary memory"
     lines.append(_line(label, memory, ("exact", own), ("plain", own), 4.0, False))
     return results.table(["measure", "goal", "measured", "met"], lines)
@@ -33,17 +34,11 @@ def bars() -> str:
 def _torch(place: str, goals: dict) -> list[list[str]]:
     cores, lines = "one core: " if place.endswith("one_core") else "", []
     for model, of_variant in goals.items():
-        times = _times(model, place)
+        times = times_of(model, place)
         for variant, bar in of_variant.items():
             label = f"{cores}{TITLES[model]} {variant}, torch / ours"
             lines.append(_line(label, times, (variant, "torch"), (variant, "jacreg_jax"), bar, True))
     return lines
-
-
-def _times(model: str, place: str, field: str = "ms") -> dict:
-    """(variant, framework) -> milliseconds a step, or bytes."""
-    found = results.read(f"benchmark_{model}_{place}")
-    return {(r["variant"], r["framework"]): r[field] for r in found["rows"]} if found else {}
 
 
 def _line(label: str, values: dict, above: tuple, below: tuple, bar: float, larger: bool) -> list[str]:

@@ -1,6 +1,7 @@
 """PyTorch in a process of its own, with the memory that it frees kept as ours is: no thread of it meets one of ours."""
 
 import multiprocessing
+import threading
 
 
 class Worker:
@@ -11,6 +12,7 @@ class Worker:
         self.pipe, other = context.Pipe()
         self.process = context.Process(target=_serve, args=(other, threads), daemon=True)
         self.process.start()
+        self.alone = threading.Lock()
 
     def make(self, *arguments) -> int:
         """Build the step that `_make` describes; its number."""
@@ -21,8 +23,9 @@ class Worker:
         return self._call("run", number, count)
 
     def _call(self, *message):
-        self.pipe.send(message)
-        reply = self.pipe.recv()
+        with self.alone:
+            self.pipe.send(message)
+            reply = self.pipe.recv()
         if isinstance(reply, Exception):
             raise reply
         return reply

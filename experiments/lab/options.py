@@ -27,8 +27,8 @@ class Options:
     runs: Path = RUNS
     """Folder of checkpoints, logs and trained models."""
     together: int | None = None
-    """Models trained in one compiled program, vmapped over seeds and regularizers; None: 25, and 1 on CPU, where more
-    are no faster."""
+    """Models trained in one compiled program, vmapped over seeds and regularizers; None: 1 on CPU, where more are no
+    faster, and elsewhere what the problem says."""
     devices: int | None = None
     """Over which every batch is spread, or the models that train together; None: one, and all where several processes
     take part. JAX_NUM_CPU_DEVICES=8 makes a CPU look like 8."""

@@ -38,6 +38,8 @@ class Problem:
         attack_preprocessing: the paper's own raw space of attacks, where it is another one; None: that of the data.
         augment: (image, key) -> image in training, raw pixels; None: nothing.
         resident: the data live on the device; False: batches are gathered on the host.
+        together: models in one program on a GPU. Kernels of several models make a grouped convolution, which takes
+            longer than one model after the other; LeNet' has matrix products in their place.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Problem:
     attack_preprocessing: Preprocessing | None = None
     augment: Callable | None = None
     resident: bool = True
+    together: int = 1
 
     def folder(self, figure: str) -> str:
         """Of the results of a figure that the paper draws for several networks; LeNet' came first."""
@@ -98,6 +101,7 @@ MNIST_LENET = Problem(
     preprocessing=datasets.MNIST,
     network=lambda dropout_rate, initialization: LeNet(dropout_rate=dropout_rate, initialization=initialization),
     learning_rate=0.1,
+    together=25,
 )
 CIFAR10_DDNET = Problem(
     name="cifar10_ddnet",

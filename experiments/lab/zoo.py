@@ -105,11 +105,11 @@ def trained(
         # watched models and lazy ones train alone: under vmap both branches of a lazy step would run, every time
         alone = watch or recipe.lazy > 1 or not recipe.problem.resident
         members = [(recipe, seed)]
-        if not alone and group_size(options) > 1:
+        if not alone and group_size(options, recipe.problem) > 1:
             beside = [r for r in beside if r.program() == recipe.program()]
             wanted = [(r, s) for r in dict.fromkeys([recipe, *beside]) for s in seeds]
             missing = [member for member in wanted if not _is_done(model_path(*member, options))]
-            members = _unfinished(recipe, seed, options) or missing[: group_size(options)]
+            members = _unfinished(recipe, seed, options) or missing[: group_size(options, recipe.problem)]
         _train_group(members, options, watch)
         world.meet("models are written")
     if diverged := _diverged(path):
@@ -119,11 +119,11 @@ def trained(
     return _as_written(path, load(path, recipe.problem))
 
 
-def group_size(options: Options) -> int:
+def group_size(options: Options, problem: Problem) -> int:
     """Models trained in one program. Several processes train one at a time, each batch spread over all of them."""
     if jax.process_count() > 1:
         return 1
-    return options.together or (1 if jax.default_backend() == "cpu" else 25)
+    return options.together or (1 if jax.default_backend() == "cpu" else problem.together)
 
 
 def model_path(recipe: Recipe, seed: int, options: Options, watch: Watch | None = None) -> Path:
