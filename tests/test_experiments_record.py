@@ -154,6 +154,12 @@ def test_distances_survive_json():
     np.testing.assert_allclose(results.distances(written), values, atol=1e-4)
 
 
+def test_a_command_names_no_place_of_the_machine(monkeypatch):
+    line = "prog table3 --seeds 2 --out /a/b --num-steps 5 --runs=/c --data-dir /d --columns 1 3"
+    monkeypatch.setattr("sys.argv", line.split())
+    assert record.environment()["command"] == "python -m experiments table3 --seeds 2 --num-steps 5 --columns 1 3"
+
+
 def test_environment_names_what_a_result_depends_on():
     found = record.environment()
     assert found["jax"] == jax.__version__

@@ -268,8 +268,11 @@ def run_folder(folder: Path, config: dict):
         yield
 
 
+PLACES = "--out", "--runs", "--data-dir"  # options that say where things lie on a machine
+
+
 def environment() -> dict:
-    """Versions, devices, commit and command that a result depends on."""
+    """Versions, devices, commit and command that a result depends on; of the command what does not name a place."""
     import jax
 
     packages = {name: version(name) for name in ("jax", "jaxlib", "flax", "optax", "numpy")}
@@ -280,8 +283,13 @@ def environment() -> dict:
         "devices": devices,
         "device_count": jax.device_count(),
         "commit": commit(),
-        "command": shlex.join(["python", "-m", "experiments", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "experiments", *_without_places(sys.argv[1:])]),
     }
+
+
+def _without_places(arguments: list[str]) -> list[str]:
+    kept = zip(["", *arguments], arguments, strict=False)
+    return [a for before, a in kept if before not in PLACES and a.split("=")[0] not in PLACES]
 
 
 @functools.cache

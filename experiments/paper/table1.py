@@ -62,18 +62,11 @@ def by_column() -> str:
     return results.table(header, rows)
 
 
-def all_seeds() -> str:
-    """The cell that has more seeds than its neighbours."""
-    found = [100 * m["accuracy"] for m in STUDY.cell("1", "none").values()]
-    return f"1 per class, no regularization, over all {len(found)} seeds: {results.spread(found, 1)} %."
-
-
 TABLES = {
     "table1": STUDY.table,
     "table1_paired": STUDY.paired,
     "table1_norms": norms_two_ways,
     "table1_outside": outside,
     "table1_by_column": by_column,
-    "table1_all_seeds": all_seeds,
 }
 ELEMENTS = [Element("Table 1", "accuracy by samples per class, ‖J‖_F; LeNet', MNIST", STUDY.state)]
