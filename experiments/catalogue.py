@@ -25,7 +25,7 @@ def files() -> dict[str, Path]:
     found = {}
     folders = (HERE / "paper", HERE / "beyond", *map(Path, filter(None, os.environ.get(EXTRA, "").split(os.pathsep))))
     inside = [HERE / f"{name}.py" for name in ("demo", "train", "sweep", "verify", "runbook")]
-    inside += [HERE / "benchmarks" / f"{name}.py" for name in ("page", "on_gpu", "sharded")]
+    inside += [HERE / "benchmarks" / f"{name}.py" for name in ("page", "on_gpu", "sharded", "ddnet_attacks")]
     inside += [HERE / "accelerators" / "tables.py", HERE / "accelerators" / "projection.py"]
     for path in [*inside, *(path for folder in folders for path in sorted(folder.glob("[!_]*.py")))]:
         if path.stem in found:

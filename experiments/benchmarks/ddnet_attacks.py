@@ -1,0 +1,93 @@
+"""How long attacks on a trained DDNet take, and what they find: the paper's four, DDN, FAB-T and the standard ensemble.
+
+Command:    python -m experiments.benchmarks.ddnet_attacks
+Models:     the base of Figure S3, L2 and dropout, without and with the penalty, at a tenth of the length, seed 0; they
+            are trained where they are not in the runs folder.
+Time:       2 CPU cores and nothing beside it: a quarter of an hour for 40 images with trained models, most of it CW.
+Leaves:     experiments/results/benchmark_ddnet_attacks_BACKEND.json
+"""
+
+import dataclasses
+import time
+from functools import partial
+
+import jax
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from experiments.benchmarks.rows import write
+from experiments.lab import distances, stopping, zoo
+from experiments.lab.options import Options
+from experiments.lab.problems import CIFAR10_DDNET, held_out
+from experiments.lab.process import prepare_process
+from experiments.lab.recipes import defences
+from experiments.page import results
+from jacreg_jax import evaluation
+
+SEARCHES = ("white noise", "FGSM", "PGD", "CW", "DDN", "FAB-T")
+EPSILON = 0.25  # L2, raw pixels, of the ensemble
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What is attacked."""
+
+    defences: tuple[str, ...] = ("none", "Jacobian")
+    num_steps: int = 15_000
+    num_attacked: int = 40
+    num_queries: int = 5000
+    """Of Square, in the ensemble."""
+    data_dir: str | None = None
+
+
+def rows_of(name: str, config: Config) -> list[dict]:
+    """Seconds, compilation in them, and the median distance of each search; the share that the ensemble leaves."""
+    recipe = defences(CIFAR10_DDNET)[name].shortened(config.num_steps)
+    ((_, model),) = zoo.train(recipe, [0], Options(data_dir=config.data_dir))
+    test, key = held_out(CIFAR10_DDNET, config.num_attacked, config.data_dir), jax.random.key(0)
+    data, known, rows = (model.raw_f, test["image"], test["label"], key), distances.by_name(CIFAR10_DDNET), []
+    for attack in tqdm(SEARCHES, desc=results.DEFENCE_NAMES[name], unit="attack", disable=None):
+        start = time.perf_counter()
+        found = evaluation.run_attack(partial(known[attack].function, **known[attack].options), *data)
+        x, adversarial = np.asarray(test["image"]), np.asarray(found.x_adv)
+        l2 = np.linalg.norm((adversarial - x).reshape(len(x), -1), axis=1)
+        distance = np.where(found.clean_correct, np.where(found.success, l2, np.inf), 0)
+        rows.append({"attack": attack, "seconds": time.perf_counter() - start, "median": float(np.median(distance))})
+    start, chain = time.perf_counter(), distances.ensemble("l2", config.num_queries)
+    _, robust = evaluation.worst_case(chain, *data, epsilon=EPSILON)
+    seconds, last = time.perf_counter() - start, min(robust.values())
+    rows.append({"attack": f"the ensemble, L2 {EPSILON}", "seconds": seconds, "robust": last})
+    return [{"defence": name} | row for row in rows]
+
+
+def table() -> str:
+    """A row for each attack, a pair of columns for each model."""
+    result = results.read("benchmark_ddnet_attacks_cpu")
+    if result is None:
+        return "not run"
+    by_attack: dict[str, list[str]] = {}
+    for row in result["rows"]:
+        robust = f"{100 * row['robust']:.0f} % robust" if "robust" in row else ""
+        found = robust or (f"{row['median']:.3f}" if np.isfinite(row["median"]) else "not reached")
+        by_attack.setdefault(row["attack"], []).extend([f"{row['seconds']:.0f}", found])
+    names = [results.DEFENCE_NAMES[name] for name in result["config"]["defences"]]
+    header = ["attack", *(f"{name}, {what}" for name in names for what in ("s", "median L2"))]
+    count = result["config"]["num_attacked"]
+    return f"{result['machine']}; {count} images.\n\n" + results.table(header, [[k, *v] for k, v in by_attack.items()])
+
+
+TABLES = {"ddnet_attacks": table}
+
+
+def main(config: Config):
+    """Attack every model, write the result, print the table."""
+    prepare_process()
+    rows = [row for name in config.defences for row in rows_of(name, config)]
+    write(f"ddnet_attacks_{jax.default_backend()}", rows, config)
+    print(table())
+
+
+if __name__ == "__main__":
+    with stopping.in_one_line("stopped; nothing is written"):
+        main(tyro.cli(Config, description=__doc__))
