@@ -59,6 +59,7 @@ def pgd(
     num_steps: int = 10,
     norm: Norm = "linf",
     random_start: bool = True,
+    random_epsilon: bool = False,
     bounds: checks.Bounds | None = (0.0, 1.0),
 ) -> Function:
     """PGD against the parameters of this very step, Madry et al.'s adversarial training.
@@ -72,6 +73,8 @@ def pgd(
         num_steps: gradient steps.
         norm: "linf", "l2" or "l1".
         random_start: from a uniform point of the ball.
+        random_epsilon: each sample's radius, and its steps with it, is drawn from U[0, epsilon] in every step. A small
+            network that learns nothing at a large radius from the start learns it so.
         bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to the images, or None.
 
     Returns:
@@ -79,8 +82,8 @@ def pgd(
 
     Raises:
         TypeError: epsilon or step_size is not a number; when called, as the attacks.
-        ValueError: epsilon negative; step_size not above 0; num_steps below 1; unknown norm; when called, as the
-            attacks.
+        ValueError: epsilon negative; step_size not above 0; num_steps below 1; unknown norm; random_start or
+            random_epsilon not a bool; when called, as the attacks.
 
     Example:
         >>> f = lambda x: jnp.concatenate([x, 1 - x], axis=1)  # class 0 above 0.5
@@ -92,13 +95,17 @@ def pgd(
     """
     ball, num_steps = _ball(epsilon, step_size, num_steps, norm)
     checks.one_of("random_start", random_start, (True, False))
+    checks.one_of("random_epsilon", random_epsilon, (True, False))
 
     def perturb(f: Function, image: Array, label: Array, keys: Array) -> Array:
-        start = _begin(f, image, label, bounds, perturbation_keys(keys))
-        first = ball.random_start(start) if random_start else start.x
-        return ascend(start.f, start.objective(None), start.x, first, ball, start.bounds, num_steps)[0].astype(
-            image.dtype
-        )
+        keys = perturbation_keys(keys)
+        start, own = _begin(f, image, label, bounds, keys), ball
+        if random_epsilon:
+            share = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys)
+            own = Ball(share * ball.epsilon, share * ball.step_size, ball.norm)
+        first = own.random_start(start) if random_start else start.x
+        moved, _ = ascend(start.f, start.objective(None), start.x, first, own, start.bounds, num_steps)
+        return moved.astype(image.dtype)
 
     return perturb
 

@@ -855,6 +855,7 @@ SPECS: dict[str, Spec] = {
         num_steps="count",
         norm="choice",
         random_start="choice",
+        random_epsilon="choice",
     ),
     "adversarial_training.trades": spec(
         adversarial_training.trades,

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
-from jacreg_jax import attacks
+from jacreg_jax import adversarial_training, attacks
 from jacreg_jax.adversarial_training import random_fgsm
 from jacreg_jax.attacks import losses, start
 from jacreg_jax.attacks.ball import project
@@ -290,6 +291,19 @@ def test_the_ensemble_keeps_the_first_success(monkeypatch, key):
     np.testing.assert_allclose(result.x_adv[:2, 0], [0.1, 0.2])
     np.testing.assert_array_equal(result.success, [True, True, False])
     np.testing.assert_allclose(result.distance, [0.1, 0.2, np.inf])
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_pgd_training_draws_a_radius_for_each_sample(norm, key):
+    """A linear f is climbed to the end of the ball: what is moved is the radius, uniform up to epsilon."""
+    x, keys = jnp.full((2000, 3), 0.5), jax.random.split(key, 2000)
+    f = lambda x: jnp.stack([x @ jnp.ones(3), -x @ jnp.ones(3)], 1)
+    order = {"linf": np.inf, "l2": 2}[norm]
+    perturb = adversarial_training.pgd(0.2, num_steps=5, norm=norm, random_epsilon=True)
+    moved = np.linalg.norm(perturb(f, x, jnp.zeros(2000, int), keys) - x, ord=order, axis=1)
+    assert stats.kstest(moved / 0.2, "uniform").pvalue > 1e-3
+    whole = adversarial_training.pgd(0.2, num_steps=5, norm=norm)(f, x, jnp.zeros(2000, int), keys) - x
+    np.testing.assert_allclose(np.linalg.norm(whole, ord=order, axis=1), 0.2, rtol=1e-5)
 
 
 def test_adversarial_training_steps_by_the_sign(key):

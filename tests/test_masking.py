@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from jacreg_jax import attacks, datasets, evaluation, masking, training
-from jacreg_jax.adversarial_training import at_temperature, random_fgsm, soft_labels
+from jacreg_jax.adversarial_training import at_temperature, pgd, random_fgsm, soft_labels
 from jacreg_jax.attacks.inputs import Named
 from jacreg_jax.attacks.losses import log_odds, margin
-from jacreg_jax.models import MLP, initialize, predictor, train_mode
+from jacreg_jax.models import MLP, LeNet, initialize, predictor, train_mode
 from tests.conftest import mlp, mlp_params
 
 MODULE = MLP((64, 10))
@@ -165,6 +165,32 @@ def test_adversarial_training_helps_against_fgsm(digits):
     survive = lambda f: 1 - float(attacks.fgsm(f, x, y, epsilon=0.1).success.mean())
     assert survive(hard) > survive(plain) + 0.1
     assert survive(both) > survive(plain) + 0.1
+
+
+@pytest.mark.slow
+def test_a_small_network_learns_at_a_large_radius_only_where_radii_are_drawn(tfds_dir):
+    """LeNet' on MNIST at 0.3, the radius of others: constant outputs, or a network that resists."""
+    load = lambda split: datasets.load("mnist", split, data_dir=tfds_dir)
+    image, label = (jnp.asarray(array) for array in load("train"))
+    x, y = (jnp.asarray(array[:300]) for array in load("test"))
+    data, x = {"image": jnp.asarray(datasets.from_uint8(image)), "label": label}, jnp.asarray(datasets.from_uint8(x))
+    params, model_state = initialize(LeNet(), jax.random.key(0), x[:1])
+    indices, optimizer = np.random.default_rng(0).integers(0, len(label), (600, 100)), training.sgd(0.1)
+    clean, robust = {}, {}
+    for drawn in (False, True):
+        perturb = pgd(0.3, num_steps=1, random_epsilon=drawn)
+        loss = training.classification_loss(
+            train_mode(LeNet(dropout_rate=0.5)), perturb=perturb, preprocess=datasets.MNIST.normalize
+        )
+        state = training.init_state(params, optimizer, jax.random.key(1), model_state)
+        state, _ = training.make_train_steps(loss, optimizer)(state, data, indices)
+        f = predictor(LeNet(), state.params, {}, preprocess=datasets.MNIST.normalize)
+        clean[drawn] = evaluation.accuracy(f, x, y)
+        found = attacks.pgd(f, x, y, jax.random.key(2), epsilon=0.3, step_size=0.04, num_steps=20)
+        robust[drawn] = 1 - float(found.success.mean())
+    assert clean[False] < 0.2
+    assert clean[True] > 0.9
+    assert robust[True] > 0.4
 
 
 def test_distillation_masks_gradients(digits):

@@ -85,7 +85,7 @@ def perturbation(recipe: Recipe) -> Callable | None:
     augment = recipe.problem.augment
     fgsm = adversarial_training.random_fgsm(recipe.max_epsilon) if recipe.max_epsilon else None
     if recipe.pgd_steps:
-        fgsm = adversarial_training.pgd(recipe.max_epsilon, num_steps=recipe.pgd_steps)
+        fgsm = adversarial_training.pgd(recipe.max_epsilon, num_steps=recipe.pgd_steps, random_epsilon=True)
     if augment is None:
         return fgsm
 

@@ -43,7 +43,8 @@ class Recipe:
     relative: Relative = ""
     """What lambda_jr weighs in place of ||J||_F^2, see `jacreg_jax.relatives`; "": nothing else."""
     pgd_steps: int = 0
-    """Adversarial training by PGD of as many steps within max_epsilon, from a random start; 0: by the paper's FGSM."""
+    """Adversarial training by PGD of as many steps within U[0, max_epsilon] from a random start; 0: by FGSM.
+    Within the whole of 0.3 LeNet' learns nothing on MNIST."""
 
     def few_shot(self, samples_per_class: int) -> "Recipe":
         """The same on a subsample: full batch, constant learning rate 0.01, 10,000 steps (section 3.1)."""

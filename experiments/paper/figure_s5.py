@@ -78,9 +78,10 @@ def figure():
     if not any(results.names(f"{folder(PROBLEMS[network])}/*") for network in NETWORKS):
         return None
     drawing, axes = plt.subplots(2, 3, figsize=(14, 8.4), sharey=True)
-    letters, grid = iter("abcdef"), np.linspace(0, 10, 401)
+    letters = iter("abcdef")
     for row, name in zip(axes, PANELS, strict=True):
         for axis, network in zip(row, NETWORKS, strict=True):
+            grid = np.linspace(0, plots.REACH[PROBLEMS[network].dataset]["all"], 401)
             for attack, seeds in models(PROBLEMS[network], name).items():
                 if seeds:
                     curves = [plots.fooled_within(results.distances(m), grid) for m in seeds]

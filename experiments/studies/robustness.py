@@ -123,7 +123,7 @@ def figure(folder: str, problem: Problem):
             sigmas = results.config(f"{folder}/noise-{name}")["sigmas"]
             curves = [[100 * a for a in m["accuracy"]] for m in seeds]
             plots.band(axes[0], sigmas, curves, plots.COLOURS[name], NAMES[name])
-    steps, grid = np.arange(61), np.linspace(0, 4, 161)
+    steps, grid = np.arange(61), np.linspace(0, plots.REACH[problem.dataset]["CW"], 161)
     curves_of = {
         "PGD": (steps, lambda m: [survivors(m, k) for k in steps]),
         "CW": (grid, lambda m: 100 - plots.fooled_within(results.distances(m), grid)),

@@ -16,7 +16,7 @@ from experiments.page import plots, results
 from experiments.page.elements import State, of_claim
 from experiments.studies.robustness import attack_cell
 
-PANELS = {"white noise": 12, "PGD": 4, "CW": 4}  # distance up to which each is drawn
+PANELS = "white noise", "PGD", "CW"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,8 @@ def figure(folder: str, problem: Problem):
         return None
     drawing, axes = plt.subplots(1, 3, figsize=(14, 4))
     colours = plt.get_cmap("viridis")(np.linspace(0, 0.9, len(found)))
-    for axis, (attack, stop) in zip(axes, PANELS.items(), strict=True):
-        grid = np.linspace(0, stop, 161)
+    for axis, attack in zip(axes, PANELS, strict=True):
+        grid = np.linspace(0, plots.REACH[problem.dataset][attack], 161)
         for value, colour in zip(found, colours, strict=True):
             seeds = results.models(f"{folder}/{record.slug(attack)}-{value}")
             if seeds:
