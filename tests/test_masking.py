@@ -179,9 +179,7 @@ def test_a_small_network_learns_at_a_large_radius_only_where_radii_are_drawn(tfd
     clean, robust = {}, {}
     for drawn in (False, True):
         perturb = pgd(0.3, num_steps=1, random_epsilon=drawn)
-        loss = training.classification_loss(
-            train_mode(LeNet(dropout_rate=0.5)), perturb=perturb, preprocess=datasets.MNIST.normalize
-        )
+        loss = training.classification_loss(train_mode(LeNet()), perturb=perturb, preprocess=datasets.MNIST.normalize)
         state = training.init_state(params, optimizer, jax.random.key(1), model_state)
         state, _ = training.make_train_steps(loss, optimizer)(state, data, indices)
         f = predictor(LeNet(), state.params, {}, preprocess=datasets.MNIST.normalize)
