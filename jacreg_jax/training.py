@@ -187,7 +187,7 @@ def make_train_steps(
         return jax.lax.scan(body, state, (jnp.arange(indices.shape[0]), indices))
 
     if together:
-        each = jax.vmap(lambda state, data, indices: steps(state, data, indices), in_axes=(0, None, 0))
+        each = jax.vmap(steps, in_axes=(0, None, 0))
         compiled = sharding.map_over_members(each, mesh, backend, donate=donate)
     else:
         specs = PartitionSpec(), PartitionSpec(None, sharding.AXIS)

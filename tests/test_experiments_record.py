@@ -1,9 +1,11 @@
 """Results on disk: whole or not at all, never another configuration's, none lost between processes, damage is named."""
 
+import importlib.machinery
 import json
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -158,6 +160,23 @@ def test_a_command_names_no_place_of_the_machine(monkeypatch):
     line = "prog table3 --seeds 2 --out /a/b --num-steps 5 --runs=/c --data-dir /d --columns 1 3"
     monkeypatch.setattr("sys.argv", line.split())
     assert record.environment()["command"] == "python -m experiments table3 --seeds 2 --num-steps 5 --columns 1 3"
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        ("experiments.__main__", "experiments"),
+        ("experiments.benchmarks.__main__", "experiments.benchmarks"),
+        ("experiments.benchmarks.rounding", "experiments.benchmarks.rounding"),
+        ("pytest.__main__", "experiments"),
+    ],
+)
+def test_a_command_names_the_module_that_runs(monkeypatch, module, said):
+    main = types.ModuleType("__main__")
+    main.__spec__ = importlib.machinery.ModuleSpec(module, None)
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    monkeypatch.setattr("sys.argv", ["prog", "--rounds", "2"])
+    assert record.environment()["command"] == f"python -m {said} --rounds 2"
 
 
 def test_environment_names_what_a_result_depends_on():

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from experiments.lab import record, zoo
 from experiments.lab.options import Options
-from experiments.lab.problems import MNIST_LENET
+from experiments.lab.problems import CIFAR10_DDNET, MNIST_LENET
 from experiments.lab.recipes import Recipe, plain, regularizers
 
 ROWS = {name: dataclasses.replace(r.few_shot(1), num_steps=20) for name, r in regularizers(MNIST_LENET).items()}
@@ -22,6 +22,15 @@ ROWS = {name: dataclasses.replace(r.few_shot(1), num_steps=20) for name, r in re
 @pytest.fixture
 def options(tfds_dir):
     return Options(data_dir=str(tfds_dir), dispatch=10, checkpoint_every=10)
+
+
+def test_models_train_together_where_that_is_faster(monkeypatch):
+    """Not on CPU; on a GPU not where kernels of several models would make grouped convolutions."""
+    sizes = lambda **o: [zoo.group_size(Options(**o), problem) for problem in (MNIST_LENET, CIFAR10_DDNET)]
+    assert sizes() == [1, 1]
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert sizes() == [25, 1]
+    assert sizes(together=4) == [4, 4]
 
 
 def distance(a, b):

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line, catalogue, report
-from experiments.page import elements, results
-from experiments.paper import table1
+from experiments.benchmarks import on_gpu
+from experiments.page import elements, results, steps
+from experiments.paper import cost, table1
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -215,6 +216,26 @@ def test_rows_of_a_few_shot_column_are_of_equal_seeds():
 def test_models_of_another_recipe_are_not_shown():
     with pytest.raises(ValueError, match=r"table1/all-L2 holds models of another recipe"):
         results.models("table1/all-L2", {"weight_decay": 0.0})
+
+
+def test_speed_on_a_gpu_by_hand(tmp_path, monkeypatch):
+    """Torch over ours, a step over a plain one, and the claim of the paper with its ten per cent."""
+    row = lambda variant, framework, ms: {"variant": variant, "framework": framework, "ms": ms}
+
+    def put(ours):
+        rows = [row("plain", "jacreg_jax", 2.0), row("n = 1", "jacreg_jax", ours)]
+        rows += [row("plain", "torch", 3.0), row("n = 1", "torch", 9.0)]
+        (tmp_path / "benchmark_lenet_gpu.json").write_text(json.dumps({"rows": rows}))
+
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    put(2.8)
+    (line,) = [line for line in on_gpu.against_torch().splitlines() if "LeNet', one H100" in line]
+    assert [cell.strip() for cell in line.split("|")[2:6]] == ["1.5", "3.2", "not run", "not run"]
+    assert steps.over_plain("lenet", "gpu") == {"n = 1": pytest.approx(1.4)}
+    assert cost.state("mnist_lenet") == ("reproduced", "1.40 on one H100; PyTorch there 3.00")
+    assert cost.state("cifar10_resnet18") == ("not run", "")
+    put(2.9)
+    assert cost.state("mnist_lenet")[0] == "outside"
 
 
 def test_every_element_has_a_state():

@@ -7,6 +7,8 @@ Time:       2 CPU cores and nothing beside it: a quarter of an hour for 40 image
 Leaves:     experiments/results/benchmark_ddnet_attacks_BACKEND.json
 """
 
+import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
+
 import dataclasses
 import time
 from functools import partial
@@ -20,7 +22,6 @@ from experiments.benchmarks.rows import write
 from experiments.lab import distances, stopping, zoo
 from experiments.lab.options import Options
 from experiments.lab.problems import CIFAR10_DDNET, held_out
-from experiments.lab.process import prepare_process
 from experiments.lab.recipes import defences
 from experiments.page import results
 from jacreg_jax import evaluation
@@ -50,10 +51,8 @@ def rows_of(name: str, config: Config) -> list[dict]:
     for attack in tqdm(SEARCHES, desc=results.DEFENCE_NAMES[name], unit="attack", disable=None):
         start = time.perf_counter()
         found = evaluation.run_attack(partial(known[attack].function, **known[attack].options), *data)
-        x, adversarial = np.asarray(test["image"]), np.asarray(found.x_adv)
-        l2 = np.linalg.norm((adversarial - x).reshape(len(x), -1), axis=1)
-        distance = np.where(found.clean_correct, np.where(found.success, l2, np.inf), 0)
-        rows.append({"attack": attack, "seconds": time.perf_counter() - start, "median": float(np.median(distance))})
+        median = float(np.median(distances.l2_of(found, test["image"])))
+        rows.append({"attack": attack, "seconds": time.perf_counter() - start, "median": median})
     start, chain = time.perf_counter(), distances.ensemble("l2", config.num_queries)
     _, robust = evaluation.worst_case(chain, *data, epsilon=EPSILON)
     seconds, last = time.perf_counter() - start, min(robust.values())
@@ -82,7 +81,6 @@ TABLES = {"ddnet_attacks": table}
 
 def main(config: Config):
     """Attack every model, write the result, print the table."""
-    prepare_process()
     rows = [row for name in config.defences for row in rows_of(name, config)]
     write(f"ddnet_attacks_{jax.default_backend()}", rows, config)
     print(table())

@@ -115,9 +115,13 @@ def _block(model: Model, seed: int, attack: Attack, test: dict, rows: slice) -> 
     x, key = model.problem.attack_space(test["image"][rows]), jax.random.fold_in(jax.random.key(seed), rows.start)
     run = _with_options(attack.function, tuple(attack.options.items()))
     found = evaluation.run_attack(run, model.raw_f, x, test["label"][rows], key, batch_size=BLOCK)
-    l2 = np.linalg.norm((found.x_adv - np.asarray(x)).reshape(len(x), -1), axis=1)
-    distance = np.where(found.clean_correct, np.where(found.success, l2, np.inf), 0)
-    return {"distance": distance, "steps": found.steps}
+    return {"distance": l2_of(found, x), "steps": found.steps}
+
+
+def l2_of(found: attacks.AttackResult, x) -> np.ndarray:
+    """How far each sample was moved, [N]: 0 where it was wrong already, +inf where it was never fooled."""
+    l2 = np.linalg.norm((np.asarray(found.x_adv) - np.asarray(x)).reshape(len(x), -1), axis=1)
+    return np.where(found.clean_correct, np.where(found.success, l2, np.inf), 0)
 
 
 @cache

@@ -283,8 +283,15 @@ def environment() -> dict:
         "devices": devices,
         "device_count": jax.device_count(),
         "commit": commit(),
-        "command": shlex.join(["python", "-m", "experiments", *_without_places(sys.argv[1:])]),
+        "command": shlex.join(["python", "-m", _program(), *_without_places(sys.argv[1:])]),
     }
+
+
+def _program() -> str:
+    """The module that runs, such as experiments or experiments.benchmarks; experiments where that is none of ours."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    name = spec.name.removesuffix(".__main__") if spec else ""
+    return name if name.startswith("experiments") else "experiments"
 
 
 def _without_places(arguments: list[str]) -> list[str]:

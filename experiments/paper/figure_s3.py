@@ -3,7 +3,7 @@
 Command:    python -m experiments figure_s3 [--num-steps 15000]
 Paper:      curves only: the penalty's success is retained under white noise and CW; under PGD the results are mixed
             when it is combined with adversarial training.
-Time:       one CPU core: 5 to 10 hours a model at full length, and 2 to 3 for CW on 1,000 images; 8 models a seed.
+Time:       one CPU core: 5 to 10 hours a model at full length, and hours for CW on 1,000 images; 8 models a seed.
 Leaves:     experiments/results/figure_s3/noise-REGULARIZER.json and ATTACK-DEFENCE.json, by seed.
 """
 
