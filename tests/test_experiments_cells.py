@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +49,17 @@ def test_what_is_run_is_not(options, capsys):
     assert written["config"] == {"recipe": RECIPE.config(), "size": 3}
     assert cells.fill([cell._replace(seeds=[1])], options)["mine/a"] == {"1": first["1"]}
     assert "seed 0" not in capsys.readouterr().out
+
+
+def test_distances_of_wrong_and_of_unfooled_samples():
+    """A sample that was wrong already is at 0, one that nothing fooled at infinity, the others where they were moved."""
+    x = np.zeros((3, 2, 2, 1), np.float32)
+    found = types.SimpleNamespace(
+        x_adv=x + np.array([0.5, 0.25, 1.0]).reshape(3, 1, 1, 1),
+        clean_correct=np.array([True, False, True]),
+        success=np.array([True, True, False]),
+    )
+    np.testing.assert_allclose(distances.l2_of(found, x), [1.0, 0.0, np.inf])
 
 
 @pytest.mark.parametrize("together", [1, 3])
