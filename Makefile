@@ -93,7 +93,7 @@ notebooks: .venv/.done  ## the .ipynb for Colab from the .py
 
 lock:  ## needs uv; hashes, and no addresses
 	uv pip compile pyproject.toml --extra sweeps --extra notebooks --extra interop --group dev \
-	  --universal --generate-hashes --no-emit-index-url --no-header -p 3.11 -o requirements.lock
+	  --universal --generate-hashes --no-strip-extras --no-emit-index-url --no-header -p 3.11 -o requirements.lock
 
 clean:
 	rm -rf .venv .jax_cache build dist site

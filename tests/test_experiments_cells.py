@@ -52,7 +52,7 @@ def test_what_is_run_is_not(options, capsys):
 
 
 def test_distances_of_wrong_and_of_unfooled_samples():
-    """A sample that was wrong already is at 0, one that nothing fooled at infinity, the others where they were moved."""
+    """At 0 where it was wrong already, at infinity where nothing fooled it, else where it was moved."""
     x = np.zeros((3, 2, 2, 1), np.float32)
     found = types.SimpleNamespace(
         x_adv=x + np.array([0.5, 0.25, 1.0]).reshape(3, 1, 1, 1),

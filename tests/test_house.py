@@ -3,11 +3,15 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import jacreg_jax
 
@@ -262,3 +266,20 @@ state, metrics = step(state, {"image": x, "label": y})
 result = attacks.ddn(lambda x: model(w, x), x, y, key, num_steps=10)
 print(float(penalty), float(metrics["loss"]), result.distance.mean())
 """
+
+
+def test_the_lock_pins_the_extras_that_packages_ask_of_each_other():
+    """pip takes name[extra] for another requirement than name, and with hashes refuses what is not pinned."""
+    lines = re.findall(r"^([\w.-]+)(?:\[(.*?)\])?==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    pinned = {canonicalize_name(name): {e.strip() for e in extras.split(",")} for name, extras in lines}
+    asked = 0
+    for package in metadata.distributions():
+        if canonicalize_name(package.name) not in pinned:
+            continue
+        for line in package.requires or []:
+            wanted = Requirement(line)
+            if wanted.extras and (wanted.marker is None or wanted.marker.evaluate({"extra": ""})):
+                asked += 1
+                missing = wanted.extras - pinned[canonicalize_name(wanted.name)]
+                assert not missing, f"{package.name} asks for {wanted}: make lock"
+    assert asked > 2
