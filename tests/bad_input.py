@@ -714,6 +714,7 @@ SPECS: dict[str, Spec] = {
         dropout_rate="rate",
         initialization="choice",
         num_classes="count",
+        activation="function",
     ),
     "models.ResNet18": spec(
         lambda x, **fields: jax.eval_shape(models.ResNet18(**fields).init, KEY, x),

@@ -11,6 +11,7 @@ from experiments.lab import batches, problems, programs, recipes, record, zoo
 from experiments.lab.options import Options
 from experiments.lab.problems import CIFAR10_DDNET, CIFAR10_RESNET18, IMAGENET_RESNET18, MNIST_LENET
 from experiments.lab.recipes import Recipe, defences, from_config, plain, regularizers
+from experiments.studies import methods
 
 ROWS, BASES = regularizers(MNIST_LENET), defences(MNIST_LENET)
 JACOBIAN = ROWS["Jacobian"].shortened(15_000)
@@ -182,3 +183,38 @@ def test_regularized_names_the_defences_apart():
     assert found["base"] == BASES["none"]
     assert found["all"] == BASES["Jacobian"]
     assert len(set(found.values())) == len(found)
+
+
+def test_methods_of_the_sceptic_differ_from_the_base_in_what_they_say():
+    base, known = defences(CIFAR10_DDNET)["none"], methods.methods(CIFAR10_DDNET)
+    assert known["base"].recipe == base
+    assert known["Jacobian, 0.01"].recipe == defences(CIFAR10_DDNET)["Jacobian"]
+    assert known["FGSM, the paper's epsilon"].recipe == defences(CIFAR10_DDNET)["adversarial"]
+    smooth = known["input gradient, L1, 0.1"].recipe
+    assert (smooth.relative, smooth.lambda_jr, smooth.problem.name) == ("input gradient, L1", 0.1, "cifar10_ddnet_gelu")
+    assert dataclasses.replace(smooth, lambda_jr=0.0, relative="") == known["base, smooth"].recipe
+    assert (known["PGD, 7 steps"].cost, known["PGD, 7 steps"].recipe.pgd_steps) == (8, 7)
+    assert known["PGD, 7 steps"].recipe.max_epsilon == 8 / 255
+    assert "base, smooth" not in methods.methods(MNIST_LENET), "LeNet' is smooth: tanh"
+    assert len({m.recipe.digest() for m in known.values()}) == len(known)
+
+
+def test_gelu_of_a_network_is_gelu():
+    """Its logits move with the input where all units of a ReLU network rest."""
+    networks = [programs.module_of(plain(p)) for p in (CIFAR10_DDNET, problems.CIFAR10_DDNET_GELU)]
+    x = jnp.ones((1, 32, 32, 3))
+    params = networks[0].init(jax.random.key(0), x)
+    params = jax.tree.map(lambda leaf: leaf - 1.0 * (leaf.ndim == 1), params)  # biases of -1
+    relu, gelu = ([network.apply(params, scale * x) for scale in (0, 1e-2)] for network in networks)
+    np.testing.assert_array_equal(*relu)
+    assert jnp.any(gelu[0] != gelu[1])
+
+
+def test_equal_clean_accuracy_takes_the_strongest_that_is_near():
+    known = methods.methods(MNIST_LENET)
+    clean = {"base": [99.0, 98.8], "Jacobian, 0.01": [98.9], "Jacobian, 0.1": [98.0], "spectral norm, 0.01": [97.0]}
+    found = methods.at_equal_accuracy(known, clean)
+    assert found == {"base": "base", "Jacobian": "Jacobian, 0.1", "spectral norm": None}
+    found = methods.at_equal_accuracy(known, clean | {"Jacobian, 0.1": [97.8]})
+    assert found["Jacobian"] == "Jacobian, 0.01"
+    assert methods.at_equal_accuracy(known, {"Jacobian, 0.1": [99.0]}) == {}, "no base, no comparison"

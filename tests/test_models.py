@@ -70,6 +70,7 @@ def trained_statistics(module, shape, key, batch):
     [
         (LeNet(), (28, 28, 1), 3),
         (DDNet(), (32, 32, 3), 2),
+        pytest.param(DDNet(activation=nn.gelu), (32, 32, 3), 2, marks=pytest.mark.slow),
         (MLP((20, 10)), (5, 5, 1), 3),
         pytest.param(ResNet18(), (32, 32, 3), 2, marks=pytest.mark.slow),
     ],

@@ -11,8 +11,9 @@ Leaves:     experiments/results/sceptic[_PROBLEM]/KIND-METHOD.json, by seed.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import matplotlib.pyplot as plt
@@ -21,38 +22,17 @@ import numpy as np
 from experiments.lab import distances, measure, options, record
 from experiments.lab.cells import Cell
 from experiments.lab.problems import PROBLEMS, Problem, held_out
-from experiments.lab.recipes import Recipe, defences, jacobian
 from experiments.page import plots, results
+from experiments.studies.methods import NEAR, Method, at_equal_accuracy, methods
 from jacreg_jax import certify, corruptions, evaluation
 
-REAL = {"mnist_lenet": 0.3, "cifar10_ddnet": 8 / 255}  # radii in L-infinity that others train and attack at
-RADII = {"mnist_lenet": {"linf": (0.1, 0.3), "l2": (1.0, 1.5, 2.0)}}
-RADII["cifar10_ddnet"] = {"linf": (2 / 255, 8 / 255), "l2": (0.25, 0.5)}
+RADII = {
+    "mnist": {"linf": (0.1, 0.3), "l2": (1.0, 1.5, 2.0)},
+    "cifar10": {"linf": (2 / 255, 8 / 255), "l2": (0.25, 0.5)},
+}
 KINDS = ("clean", "worst", "smoothed", "corrupted")
 SIGMA = 0.25  # of the smoothed network
 FIRST = ("CW, 3 times the steps", "DDN", "FAB-T")
-
-
-class Method(NamedTuple):
-    """A way of training, and what a step costs in plain ones."""
-
-    changes: dict
-    cost: float
-
-
-def methods(problem: Problem) -> dict[str, Method]:
-    """Each on the base of the paper's defences."""
-    real, of = REAL[problem.name], lambda size: jacobian(problem, size)
-    found = {"base": Method({}, 1)}
-    found |= {f"Jacobian, {size:g}": Method(of(size), 2) for size in (0.01, 0.03, 0.1)}
-    for name, size in (("input gradient", 1.0), ("noise consistency", 0.1), ("spectral norm", 0.01)):
-        cost = {"input gradient": 2, "noise consistency": 2, "spectral norm": 3}[name]
-        found[name] = Method({"lambda_jr": size, "relative": name}, cost)
-    found["FGSM, the paper's epsilon"] = Method({"max_epsilon": problem.max_epsilon}, 2)
-    found["PGD, 1 step"] = Method({"max_epsilon": real, "pgd_steps": 1}, 2)
-    found["PGD, 7 steps"] = Method({"max_epsilon": real, "pgd_steps": 7}, 8)
-    found["PGD, 1 step, and Jacobian"] = Method(found["PGD, 1 step"].changes | of(problem.lambda_jr), 3)
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +41,7 @@ class Config(options.Measured):
 
     problem: Literal["mnist_lenet", "cifar10_ddnet"] = "mnist_lenet"
     methods: tuple[str, ...] = ()
-    """Of those that the table lists; none: all."""
+    """Of training, as the table names them; none: all."""
     seeds: int = 3
     num_attacked: int = 200
     num_queries: int = 1000
@@ -70,21 +50,26 @@ class Config(options.Measured):
     """Draws for each certified image."""
 
 
-QUICK = options.QUICK | {"methods": ("noise consistency",), "num_attacked": 2, "num_queries": 5, "num_smoothed": 100}
+QUICK = options.QUICK | {
+    "methods": ("noise consistency, 0.1",),
+    "num_attacked": 2,
+    "num_queries": 5,
+    "num_smoothed": 100,
+}
 
 
 def cells(config: Config) -> list[Cell]:
-    """Method by method.
+    """Method by way.
 
     Raises:
-        ValueError: an unknown method.
+        ValueError: an unknown one.
     """
     problem = PROBLEMS[config.problem]
-    known, base, folder = methods(problem), defences(problem)["none"], problem.folder("sceptic")
+    known, folder = methods(problem), problem.folder("sceptic")
     if unknown := set(config.methods) - known.keys():
-        raise ValueError(f"methods must be among {', '.join(known)}; got {', '.join(sorted(unknown))}")
+        raise ValueError(f"methods must be among {'; '.join(known)}; got {'; '.join(sorted(unknown))}")
     sizes = {"num_attacked": config.num_attacked}
-    radii = {f"epsilons_{norm}": list(found) for norm, found in RADII[problem.name].items()}
+    radii = {f"epsilons_{norm}": list(found) for norm, found in RADII[problem.dataset].items()}
     kinds = {
         "clean": ({"norms": config.norms}, partial(measure.clean, norms=config.norms, data_dir=config.data_dir)),
         "worst": (sizes | radii | {"num_queries": config.num_queries}, partial(worst, config=config)),
@@ -93,7 +78,7 @@ def cells(config: Config) -> list[Cell]:
     }
     found = []
     for name in config.methods or known:
-        recipe: Recipe = dataclasses.replace(base, **known[name].changes).shortened(config.num_steps)
+        recipe = known[name].recipe.shortened(config.num_steps)
         for kind, (settings, measured) in kinds.items():
             file = f"{folder}/{kind}-{slug(name)}"
             found.append(Cell(file, recipe, range(config.seeds), settings, measured))
@@ -105,7 +90,7 @@ def worst(model, seed: int, *, config: Config) -> dict:
     known = distances.by_name(model.problem)
     every = [distances.find(model, seed, known[a], config.num_attacked, config)["distance"] for a in FIRST]
     smallest, robust = np.min(every, axis=0), {}
-    for norm, radii in RADII[model.problem.name].items():
+    for norm, radii in RADII[model.problem.dataset].items():
         for epsilon in radii:
             left = np.flatnonzero(smallest > (epsilon if norm == "l2" else 0.0))
             asked = {"norm": norm, "epsilon": epsilon, "num_queries": config.num_queries, "options": config}
@@ -138,52 +123,74 @@ def slug(method: str) -> str:
     return record.slug(method).replace("'", "")
 
 
-def found_of(problem: Problem, kind: str, method: str) -> list[dict]:
-    """The models of a method, at the greatest length that was run."""
-    return results.models(
-        f"{results.longest(problem.folder('sceptic'))}/{kind}-{record.slug(method).replace(chr(39), '')}"
-    )
+def ran(problem: Problem) -> dict[str, tuple[Method, dict[str, list[dict]]]]:
+    """{name: (method, its models by kind)} of all that ran, at the greatest length."""
+    folder = results.longest(problem.folder("sceptic"))
+    found = {n: (m, {k: results.models(f"{folder}/{k}-{slug(n)}") for k in KINDS}) for n, m in methods(problem).items()}
+    return {name: (method, kinds) for name, (method, kinds) in found.items() if all(kinds.values())}
+
+
+def rows(problem: Problem, found: dict) -> str:
+    """A row for each method."""
+    of, lines = lambda models, value, digits: results.spread(list(map(value, models)), digits), []
+    radii = [f"{norm} {epsilon:.3g}" for norm, found in RADII[problem.dataset].items() for epsilon in found]
+    for name, (method, kinds) in found.items():
+        clean, worsts, smooth, corrupt = kinds.values()
+        row = [name, f"{method.cost:g}", of(clean, results.percent, 1), of(clean, results.norm, 2)]
+        row.append(of(worsts, results.median, 2))
+        row += [of(worsts, lambda m, r=r: 100 * m["robust"][r], 1) for r in radii]
+        row.append(of(smooth, lambda m: m["radius"], 2))
+        lines.append([*row, of(corrupt, lambda m: 100 * float(np.mean(list(m["accuracy"].values()))), 1)])
+    header = ["on L2 and dropout", "cost", "clean, %", "‖J‖_F", "median L2, worst case"]
+    header += [f"robust, {r}, %" for r in radii] + ["median certified L2", "corrupted, %"]
+    return results.table(header, lines)
 
 
 def table(name: str) -> str:
-    """A row for each method."""
-    problem, rows = PROBLEMS[name], []
-    radii = [f"{norm} {epsilon:.3g}" for norm, found in RADII[name].items() for epsilon in found]
-    for method, (_, cost) in methods(problem).items():
-        clean, worsts, smooth, corrupt = (found_of(problem, kind, method) for kind in KINDS)
-        if clean:
-            of = lambda models, value, digits: results.spread(list(map(value, models)), digits)
-            row = [method, f"{cost:g}", of(clean, results.percent, 1), of(clean, results.norm, 2)]
-            row.append(of(worsts, results.median, 2))
-            row += [of(worsts, lambda m, r=r: 100 * m["robust"][r], 1) for r in radii]
-            row.append(of(smooth, lambda m: m["radius"], 2))
-            rows.append([*row, of(corrupt, lambda m: 100 * float(np.mean(list(m["accuracy"].values()))), 1)])
-    header = ["on L2 and dropout", "cost", "clean, %", "‖J‖_F", "median L2, worst case"]
-    header += [f"robust, {r}, %" for r in radii] + ["median certified L2", "corrupted, %"]
-    return results.table(header, rows) if rows else "not run"
+    """All that ran, and beneath it of each family the strongest of near clean accuracy."""
+    problem = PROBLEMS[name]
+    if not (found := ran(problem)):
+        return "not run"
+    chosen = at_equal_accuracy(
+        methods(problem), {n: map(results.percent, kinds["clean"]) for n, (_, kinds) in found.items()}
+    )
+    near = {n: found[n] for n in chosen.values() if n}
+    without = [family for family, n in chosen.items() if not n]
+    above = f"The strongest of each family within {NEAR:g} point of the base's clean accuracy, which alone decides"
+    above += f" (none of: {', '.join(without)})" * bool(without)
+    return "\n\n".join([rows(problem, found), f"{above}:", rows(problem, near)])
 
 
 def figure(name: str):
-    """Cost against the worst-case distance, clean accuracy in colour; None where nothing was run."""
-    problem, points = PROBLEMS[name], []
-    for method, (_, cost) in methods(problem).items():
-        clean, worsts = found_of(problem, "clean", method), found_of(problem, "worst", method)
-        if clean and worsts:
-            accuracy = float(np.mean(list(map(results.percent, clean))))
-            points.append((method, cost, list(map(results.median, worsts)), accuracy))
-    if not points:
+    """Cost, clean accuracy, and robustness in both norms: a line for each family; None where nothing was run."""
+    problem, families = PROBLEMS[name], {}
+    for method, kinds in ran(problem).values():
+        families.setdefault(f"{method.family} ({method.cost:g})", []).append(kinds)
+    if not families:
         return None
-    drawing, axis = plt.subplots(figsize=(8, 5))
-    names, costs, medians, accuracies = zip(*points, strict=True)
-    means, errors = [np.mean(m) for m in medians], [np.std(m, ddof=1) if len(m) > 1 else 0 for m in medians]
-    axis.errorbar(costs, means, yerr=errors, fmt="none", ecolor="#999999", linewidth=1)
-    dots = axis.scatter(costs, means, c=accuracies, cmap="viridis", s=60, zorder=3)
-    for label, cost, mean in zip(names, costs, means, strict=True):
-        axis.annotate(label, (cost, mean), xytext=(7, 3), textcoords="offset points", fontsize=8)
-    drawing.colorbar(dots, label="clean accuracy, %")
-    axis.set(xlabel="cost of a step, plain ones", ylabel="median L2 distance, worst case", xlim=(0, max(costs) + 3))
+    farthest = f"linf {max(RADII[problem.dataset]['linf']):.3g}"
+    panels = {"median L2 distance, worst case": results.median}
+    panels[f"robust at {farthest}, %"] = lambda model: 100 * model["robust"][farthest]
+    drawing, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+    for axis, (label, value) in zip(axes, panels.items(), strict=True):
+        for i, (family, members) in enumerate(families.items()):
+            x, dx = means_and_deviations([kinds["clean"] for kinds in members], results.percent)
+            y, dy = means_and_deviations([kinds["worst"] for kinds in members], value)
+            style = {"color": plt.get_cmap("tab10")(i % 10), "marker": "osDv^<>P*X"[i % 10]}
+            axis.errorbar(x, y, dy, dx, label=family, linewidth=1, elinewidth=0.8, **style)
+        axis.set(xlabel="clean accuracy, %", ylabel=label)
+    handles, labels = axes[0].get_legend_handles_labels()
+    title = "in brackets: cost of a step, plain ones; lines join the strengths of a family"
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 4, "frameon": False}
+    drawing.legend(handles, labels, title=title, fontsize=8, title_fontsize=8, **below)
     plots.say_length(drawing, results.num_steps(results.longest(problem.folder("sceptic"))), problem.num_steps)
     return drawing
+
+
+def means_and_deviations(members: list[list[dict]], value: Callable[[dict], float]) -> tuple[list, list]:
+    """Over the seeds of each; deviations of 0 where there is one."""
+    values = [list(map(value, models)) for models in members]
+    return [np.mean(v) for v in values], [np.std(v, ddof=1) if len(v) > 1 else 0 for v in values]
 
 
 TABLES = {"sceptic": partial(table, "mnist_lenet"), "sceptic_cifar10_ddnet": partial(table, "cifar10_ddnet")}

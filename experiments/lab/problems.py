@@ -112,6 +112,13 @@ CIFAR10_DDNET = Problem(
     learning_rate=0.01,
     pgd_radius=16 / 255,
 )
+CIFAR10_DDNET_GELU = dataclasses.replace(  # a smooth network, for penalties that ask for one
+    CIFAR10_DDNET,
+    name="cifar10_ddnet_gelu",
+    network=lambda dropout_rate, initialization: DDNet(
+        dropout_rate=dropout_rate, initialization=initialization, activation=nn.gelu
+    ),
+)
 CIFAR10_RESNET18 = Problem(
     name="cifar10_resnet18",
     dataset="cifar10",
@@ -145,7 +152,7 @@ IMAGENET_RESNET18 = Problem(
     augment=crop_and_flip,
     resident=False,
 )
-PROBLEMS = {p.name: p for p in (MNIST_LENET, CIFAR10_DDNET, CIFAR10_RESNET18, IMAGENET_RESNET18)}
+PROBLEMS = {p.name: p for p in (MNIST_LENET, CIFAR10_DDNET, CIFAR10_DDNET_GELU, CIFAR10_RESNET18, IMAGENET_RESNET18)}
 
 
 @functools.lru_cache(maxsize=4)

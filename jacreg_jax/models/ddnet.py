@@ -12,7 +12,7 @@ from jacreg_jax.types import Array
 
 
 class DDNet(nn.Module):
-    """DDNet, [B, 32, 32, 3] -> logits [B, 10]; relu after every layer but the last; 1,147,978 parameters.
+    """DDNet, [B, 32, 32, 3] -> logits [B, 10]; 1,147,978 parameters.
 
     Convolutions 3x3 without padding 3 -> 64 -> 64, pool 2, 64 -> 128 -> 128, pool 2, dense 3200 -> 256 -> 256 -> 10.
 
@@ -22,6 +22,7 @@ class DDNet(nn.Module):
         initialization: "xavier" (uniform, biases zero; the paper), "xavier_normal" or "torch" (PyTorch's default).
         conv_general_dilated: the convolution; `jax.lax.conv_general_dilated` gives XLA's own everywhere.
         max_pool: the pooling; `flax.linen.max_pool` gives XLA's own.
+        activation: after every layer but the last; the paper's is ReLU.
 
     Example:
         >>> jax.eval_shape(DDNet().init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))["params"]["Dense_2"]["bias"].shape
@@ -35,11 +36,13 @@ class DDNet(nn.Module):
     initialization: str = "xavier"
     conv_general_dilated: Callable[..., Any] = conv_general_dilated
     max_pool: Callable[..., Any] = max_pool
+    activation: Callable[..., Any] = nn.relu
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         """Logits [B, C] of preprocessed images [B, 32, 32, 3]."""
         checks.images(x, 16, dropout_rate=self.dropout_rate, num_classes=self.num_classes)
+        checks.function("activation", self.activation)
 
         def conv(features: int, fan_in: int) -> nn.Module:
             init = kernel_and_bias(self.initialization, fan_in)
@@ -50,10 +53,10 @@ class DDNet(nn.Module):
 
         dropout = nn.Dropout(self.dropout_rate, deterministic=not train)
         for features, fan_in in ((64, 27), (128, 576)):
-            x = nn.relu(conv(features, fan_in)(x))
-            x = nn.relu(conv(features, 9 * features)(x))
+            x = self.activation(conv(features, fan_in)(x))
+            x = self.activation(conv(features, 9 * features)(x))
             x = self.max_pool(x, (2, 2), strides=(2, 2))
         x = x.reshape(x.shape[0], -1)
-        x = dropout(nn.relu(dense(256, 3200)(x)))
-        x = dropout(nn.relu(dense(256, 256)(x)))
+        x = dropout(self.activation(dense(256, 3200)(x)))
+        x = dropout(self.activation(dense(256, 256)(x)))
         return dense(self.num_classes, 256)(x)
