@@ -12,7 +12,8 @@ os.environ.setdefault("MPLBACKEND", "agg")
 # in one piece for each program and with the older code generator, which jaxlib 0.11 has no more
 FLAGS = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
 FLAGS += ["--xla_cpu_use_fusion_emitters=false"] * version("jaxlib").startswith("0.10.")
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+if os.environ.get("JACREG_COMPILER") != "default":  # which is what users have
+    os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ["XDG_CACHE_HOME"] = str(Path(__file__).resolve().parents[1] / ".jax_cache")  # decoded datasets
 
 import jaxtyping
