@@ -53,6 +53,7 @@ GPU = (
     *("figure_s4", "figure_s5 --problem cifar10_resnet18", "figure_s6 --problem cifar10_resnet18"),
     *("table1", "table2", "figure2", "figure3", "figure_s5", "figure_s6", "cost"),
 )
+SAME_STEP = {"cifar10_ddnet_gelu": "cifar10_ddnet"}  # taken to cost the same
 VARIANTS = {1: "n = 1", 3: "n = 3", "exact": "exact"}
 
 
@@ -148,7 +149,8 @@ def parsed(command: str, config: Config):
 
 def hours_of(recipe: Recipe) -> float | None:
     """Of a training on two CPU cores, by the steps that `cost` timed; a smaller batch takes its share of a step."""
-    timed = (results.read(f"cost/{recipe.problem.name}") or {}).get("milliseconds")
+    name = SAME_STEP.get(recipe.problem.name, recipe.problem.name)
+    timed = (results.read(f"cost/{name}") or {}).get("milliseconds")
     if timed is None:
         return None
     step = timed[VARIANTS[recipe.num_projections] if recipe.lambda_jr else "plain"]
