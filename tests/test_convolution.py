@@ -92,7 +92,8 @@ def test_blocks_of_a_batch(batch, channels, key, monkeypatch):
     f = lambda f: jax.jit(jax.value_and_grad(lambda x, w: penalty(partial(f, dimension_numbers=NHWC), x, w), (0, 1)))
     ours = f(lambda x, w, **k: conv_general_dilated(x, w, (1, 1), "SAME", **k))(x, w)
     theirs = f(lambda x, w, **k: lax.conv_general_dilated(x, w, (1, 1), "SAME", **k))(x, w)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=2e-3, atol=1e-3), ours, theirs)
+    bounds = (2e-4, (2e-4, 2e-4 * max(1, batch / 50)))  # the gradient in w is a sum over the batch, and so its rounding
+    jax.tree.map(lambda *leaves: np.testing.assert_allclose(*leaves[:2], 2e-3, leaves[2]), ours, theirs, bounds)
 
 
 def test_bfloat16(key):

@@ -153,6 +153,7 @@ def test_the_run_book_estimates_from_timed_steps(tmp_path, monkeypatch):
     times = {"milliseconds": {"plain": 100.0, "n = 1": 200.0, "n = 3": 300.0, "exact": 900.0}}
     (tmp_path / "cost" / "cifar10_ddnet.json").write_text(json.dumps(times))
     assert runbook.hours_of(plain(CIFAR10_DDNET)) == pytest.approx(150_000 * 0.1 / 3600)
+    assert runbook.hours_of(plain(problems.CIFAR10_DDNET_GELU)) == runbook.hours_of(plain(CIFAR10_DDNET))
     few = regularizers(CIFAR10_DDNET)["Jacobian"].few_shot(1)
     assert runbook.hours_of(few) == pytest.approx(10_000 * 0.2 * 10 / 100 / 3600)
     both = defences(CIFAR10_DDNET)["both"]

@@ -16,8 +16,7 @@ from tests.conftest import ROOT
 
 
 def environment(devices):
-    flags = "--xla_backend_optimization_level=0"
-    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices), "XLA_FLAGS": flags}
+    return os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)}
 
 
 def free_address():

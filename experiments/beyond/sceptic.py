@@ -6,7 +6,7 @@ Command:    python -m experiments sceptic --num-steps 15000
 Asks:       for each way of training, on the base of the paper's defences: clean accuracy; the worst case, in L2, of
             converged CW, DDN, FAB-T and the standard ensemble, and in L-infinity of the ensemble; certified radii of
             the smoothed network; accuracy under twelve corruptions. Cost is in plain steps, by arithmetic.
-Time:       one CPU core: 2 to 8 minutes to train a LeNet' at a tenth of the length, some 15 to try it on 200 images.
+Time:       one CPU core: 5 to 10 minutes a LeNet', trained at a tenth of the length and tried on 200 images.
 Leaves:     experiments/results/sceptic[_PROBLEM]/KIND-METHOD.json, by seed.
 """
 
@@ -60,7 +60,7 @@ QUICK = options.QUICK | {
 
 
 def cells(config: Config) -> list[Cell]:
-    """Method by way.
+    """Method by method.
 
     Raises:
         ValueError: an unknown one.
@@ -81,7 +81,7 @@ def cells(config: Config) -> list[Cell]:
     for name in config.methods or known:
         recipe = known[name].recipe.shortened(config.num_steps)
         for kind, (settings, measured) in kinds.items():
-            file = f"{folder}/{kind}-{slug(name)}"
+            file = f"{folder}/{kind}-{record.slug(name)}"
             found.append(Cell(file, recipe, range(config.seeds), settings, measured))
     return found
 
@@ -119,22 +119,18 @@ def corrupted(model, seed: int, *, config: Config) -> dict:
     return {"accuracy": {name: share(name) for name in corruptions.FAMILIES}}
 
 
-def slug(method: str) -> str:
-    """In the name of a file."""
-    return record.slug(method).replace("'", "")
-
-
 def ran(problem: Problem) -> dict[str, tuple[Method, dict[str, list[dict]]]]:
     """{name: (method, its models by kind)} of all that ran, at the greatest length."""
     folder = results.longest(problem.folder("sceptic"))
-    found = {n: (m, {k: results.models(f"{folder}/{k}-{slug(n)}") for k in KINDS}) for n, m in methods(problem).items()}
-    return {name: (method, kinds) for name, (method, kinds) in found.items() if all(kinds.values())}
+    of = lambda name: {kind: results.models(f"{folder}/{kind}-{record.slug(name)}") for kind in KINDS}
+    found = {name: (method, of(name)) for name, method in methods(problem).items()}
+    return {name: (method, kinds) for name, (method, kinds) in found.items() if kinds["clean"]}
 
 
 def rows(problem: Problem, found: dict) -> str:
     """A row for each method."""
     of, lines = lambda models, value, digits: results.spread(list(map(value, models)), digits), []
-    radii = [f"{norm} {epsilon:.3g}" for norm, found in RADII[problem.dataset].items() for epsilon in found]
+    radii = [f"{norm} {epsilon:.3g}" for norm, sizes in RADII[problem.dataset].items() for epsilon in sizes]
     for name, (method, kinds) in found.items():
         clean, worsts, smooth, corrupt = kinds.values()
         row = [name, f"{method.cost:g}", of(clean, results.percent, 1), of(clean, results.norm, 2)]
@@ -165,12 +161,13 @@ def table(name: str) -> str:
 def figure(name: str):
     """Cost, clean accuracy, and robustness in both norms: a line for each family; None where nothing was run."""
     problem, families = PROBLEMS[name], {}
-    found = ran(problem)
-    accuracy = {n: np.mean(list(map(results.percent, kinds["clean"]))) for n, (_, kinds) in found.items()}
-    for method, kinds in (found[n] for n, value in accuracy.items() if value >= max(accuracy.values()) - DRAWN):
-        families.setdefault(f"{method.family} ({method.cost:g})", []).append(kinds)
-    if not families:
+    if not (found := [(method, kinds) for method, kinds in ran(problem).values() if kinds["worst"]]):
         return None
+    accuracy = lambda kinds: np.mean(list(map(results.percent, kinds["clean"])))
+    best = max(accuracy(kinds) for _, kinds in found)
+    for method, kinds in found:
+        if accuracy(kinds) >= best - DRAWN:
+            families.setdefault(f"{method.family} ({method.cost:g})", []).append(kinds)
     within = [f"linf {epsilon:.3g}" for epsilon in RADII[problem.dataset]["linf"]]
     panels = {"median L2 distance, worst case": results.median}
     panels |= {f"robust, {r}, %": lambda model, r=r: 100 * model["robust"][r] for r in within}
@@ -179,7 +176,7 @@ def figure(name: str):
         for i, (family, members) in enumerate(families.items()):
             x, dx = means_and_deviations([kinds["clean"] for kinds in members], results.percent)
             y, dy = means_and_deviations([kinds["worst"] for kinds in members], value)
-            style = {"color": plt.get_cmap("tab10")(i % 10), "marker": "osDv^<>P*Xh"[i]}
+            style = {"color": plt.get_cmap("tab10")(i % 10), "marker": "osDv^<>P*Xh"[i % 11]}
             axis.errorbar(x, y, dy, dx, label=family, linewidth=1, elinewidth=0.8, **style)
         axis.set(xlabel="clean accuracy, %", ylabel=label)
     handles, labels = axes[0].get_legend_handles_labels()

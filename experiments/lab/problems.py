@@ -115,9 +115,7 @@ CIFAR10_DDNET = Problem(
 CIFAR10_DDNET_GELU = dataclasses.replace(  # a smooth network, for penalties that ask for one
     CIFAR10_DDNET,
     name="cifar10_ddnet_gelu",
-    network=lambda dropout_rate, initialization: DDNet(
-        dropout_rate=dropout_rate, initialization=initialization, activation=nn.gelu
-    ),
+    network=lambda *settings: CIFAR10_DDNET.network(*settings).clone(activation=nn.gelu),
 )
 CIFAR10_RESNET18 = Problem(
     name="cifar10_resnet18",

@@ -140,7 +140,7 @@ def digest(config: dict) -> str:
 
 def slug(name: str) -> str:
     """A name as a part of a file's: "sphere, n = 3" -> sphere-n3."""
-    return name.replace(", ", "-").replace(" = ", "").replace(" ", "-")
+    return name.replace(", ", "-").replace(" = ", "").replace(" ", "-").replace("'", "")
 
 
 def is_done(path: Path, config: dict, option: str = "--out") -> bool:
