@@ -39,6 +39,38 @@ def test_layer_shapes(key):
     assert ddnet == [*convolutions, (3200, 256), (256, 256), (256, 10)]
 
 
+def layer_by_layer(params, x, activation, *, convolutions, pooled_after):
+    """Convolutions [padding], a pooling of 2 after some, dense layers; the activation after all but the last."""
+    with_bias = lambda z, layer: z + layer["bias"].reshape((1,) * (z.ndim - 1) + (-1,))
+    for i, pad in enumerate(convolutions):
+        layer, pads = params[f"Conv_{i}"], ((pad, pad), (pad, pad))
+        z = jax.lax.conv_general_dilated(x, layer["kernel"], (1, 1), pads, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        x = activation(with_bias(z, layer))
+        x = nn.max_pool(x, (2, 2), (2, 2)) if i in pooled_after else x
+    x = x.reshape(len(x), -1)
+    for i in range(3):
+        x = activation(x) if i else x
+        x = with_bias(x @ params[f"Dense_{i}"]["kernel"], params[f"Dense_{i}"])
+    return x
+
+
+@pytest.mark.parametrize(
+    ("module", "activation", "size", "layers"),
+    [
+        (LeNet(), nn.tanh, (28, 28, 1), {"convolutions": (2, 0), "pooled_after": (0, 1)}),
+        (DDNet(), nn.relu, (32, 32, 3), {"convolutions": (0,) * 4, "pooled_after": (1, 3)}),
+        (DDNet(activation=nn.gelu), nn.gelu, (32, 32, 3), {"convolutions": (0,) * 4, "pooled_after": (1, 3)}),
+    ],
+)
+def test_networks_are_their_layers(module, activation, size, layers, key):
+    x = jax.random.normal(key, (2, *size))
+    params, _ = initialize(module, key, x)
+    with_biases = lambda leaf: leaf if leaf.ndim > 1 else 0.3 * jnp.cos(jnp.arange(leaf.size))
+    params = jax.tree.map(with_biases, params)
+    ours, by_hand = module.apply({"params": params}, x), layer_by_layer(params, x, activation, **layers)
+    np.testing.assert_allclose(ours, by_hand, rtol=1e-4, atol=1e-5)
+
+
 def test_initial_values(key):
     """Xavier: variance 2 / (fan_in + fan_out), zero biases. Torch: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     params, _ = initialize(LeNet(), key, jnp.zeros((1, 28, 28, 1)))
