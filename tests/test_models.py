@@ -71,6 +71,55 @@ def test_networks_are_their_layers(module, activation, size, layers, key):
     np.testing.assert_allclose(ours, by_hand, rtol=1e-4, atol=1e-5)
 
 
+def test_mlp_is_its_layers(key):
+    module, x = MLP((7, 5, 3)), jax.random.normal(key, (2, 4))
+    p, _ = initialize(module, key, x)
+    dense = lambda x, layer: x @ layer["kernel"] + layer["bias"][None]
+    by_hand = dense(jnp.tanh(dense(jnp.tanh(dense(x, p["Dense_0"])), p["Dense_1"])), p["Dense_2"])
+    np.testing.assert_allclose(module.apply({"params": p}, x), by_hand, rtol=1e-5, atol=1e-6)
+
+
+def from_torch(model) -> dict:
+    """The variables of our ResNet-18 that a torch twin's parameters and statistics are, by flax's names."""
+    kernel = lambda conv: conv.weight.detach().numpy().transpose(2, 3, 1, 0)
+    array = lambda tensor: tensor.detach().numpy()
+
+    def named(pairs):
+        params, statistics = {}, {}
+        for i, (conv, norm) in enumerate(pairs):
+            params[f"Conv_{i}"] = {"kernel": kernel(conv)}
+            params[f"BatchNorm_{i}"] = {"scale": array(norm.weight), "bias": array(norm.bias)}
+            statistics[f"BatchNorm_{i}"] = {"mean": array(norm.running_mean), "var": array(norm.running_var)}
+        return params, statistics
+
+    params, statistics = named([(model[0], model[1])])
+    for number, block in enumerate(module for module in model if hasattr(module, "shortcut")):
+        pairs = [(block.conv1, block.norm1), (block.conv2, block.norm2)]
+        pairs += [tuple(block.shortcut)] if len(list(block.shortcut.children())) else []
+        params[f"BasicBlock_{number}"], statistics[f"BasicBlock_{number}"] = named(pairs)
+    params["Dense_0"] = {"kernel": array(model[-1].weight).T, "bias": array(model[-1].bias)}
+    return jax.tree.map(jnp.asarray, {"params": params, "batch_stats": statistics})
+
+
+@pytest.mark.parametrize(("variant", "size"), [("cifar", 16), ("imagenet", 64)])
+def test_resnet_is_its_torch_twin(variant, size, torch, key):
+    """With its parameters and statistics; for ImageNet the twin gets the 7x7 stem and the pooling."""
+    from experiments.benchmarks.torch_twin import resnet18
+
+    torch.manual_seed(0)
+    twin = resnet18()
+    if variant == "imagenet":
+        stem = torch.nn.Conv2d(3, 64, 7, 2, 3, bias=False)
+        twin = torch.nn.Sequential(stem, *twin[1:3], torch.nn.MaxPool2d(3, 2, 1), *twin[3:])
+    for name, buffer in twin.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    x = np.array(jax.random.normal(key, (2, size, size, 3)))
+    wanted = twin.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).detach().numpy()
+    ours = jax.jit(ResNet18(variant=variant).apply)(from_torch(twin), x)
+    np.testing.assert_allclose(ours, wanted, rtol=1e-3, atol=1e-4 * np.abs(wanted).max())
+
+
 def test_initial_values(key):
     """Xavier: variance 2 / (fan_in + fan_out), zero biases. Torch: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     params, _ = initialize(LeNet(), key, jnp.zeros((1, 28, 28, 1)))
