@@ -45,6 +45,7 @@ CPU = (
     "figure_s5 --seeds 3",
     "figure2 --seeds 1",
     "figure_s6 --seeds 1",
+    "small_figure_s7",
     "sceptic --num-steps 15000",
     "sceptic --problem cifar10_ddnet --num-steps 15000",
 )

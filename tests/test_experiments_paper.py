@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from experiments import __main__ as command_line, runbook, verify
-from experiments.benchmarks import small_imagenet
-from experiments.lab import measure, problems, zoo
+from experiments.beyond import small_figure_s7
+from experiments.lab import measure, problems, small_imagenet, zoo
 from experiments.lab.options import Options
 from experiments.lab.problems import CIFAR10_DDNET, IMAGENET_RESNET18
 from experiments.lab.recipes import defences, jacobian, plain, regularizers
@@ -194,3 +194,38 @@ def test_a_problem_that_streams_is_trained_attacked_and_measured(tmp_path, monke
     other = Options(runs=tmp_path / "others", **kept)
     ((_, again),) = zoo.train(recipe, [0], other)
     assert again.weights == model.weights
+
+
+def test_the_demonstration_of_figure_s7_prepares_its_photographs_and_fills_its_cells(tmp_path, monkeypatch):
+    """A small network in place of ResNet-18: each panel has its file, CW says its own options, a second run is read."""
+    small = dataclasses.replace(SMALL, name=problems.IMAGENET_SMALL.name, num_attacked=10)
+    monkeypatch.setattr(small_figure_s7, "IMAGENET_SMALL", small)
+    monkeypatch.setitem(problems.PROBLEMS, small.name, small)
+    sizes = {"lambdas": (0.0, 1e-3), "num_steps": 2, "num_attacked": 2, "norms": 2, "dispatch": 1}
+    config = small_figure_s7.Config(**sizes, out=tmp_path / "out", runs=tmp_path / "runs")
+    found = small_figure_s7.run(config)
+    panels = ("clean", "white-noise", "PGD", "CW")
+    assert found.keys() == {f"small_figure_s7/{panel}-{value}" for panel in panels for value in ("0", "0.001")}
+    assert all(
+        len(model["distance"]) == 2 for name, seeds in found.items() if "clean" not in name for model in seeds.values()
+    )
+    held = json.loads((tmp_path / "out" / "2-steps" / "small_figure_s7" / "CW-0.json").read_text())["config"]
+    assert held["options"]["num_steps"] == 100
+    assert held["options"]["binary_search_steps"] == 5
+    monkeypatch.setattr(small_imagenet, "prepare", lambda folder: pytest.fail("prepared twice"))
+    assert small_figure_s7.run(config) == found
+    whole = small_figure_s7.Config()
+    recipes = {cell.recipe for cell in small_figure_s7.cells(whole)}
+    assert len(recipes) == len(whole.lambdas)
+
+
+def test_the_demonstration_takes_the_steps_of_figure_s7():
+    """100 epochs quenched every 30, by the same network and attacks: an epoch is one step of the twenty photographs."""
+    small, whole = problems.IMAGENET_SMALL, IMAGENET_RESNET18
+    assert (small.batch_size, small.num_steps, small.quench_every) == (len(small_imagenet.photographs()), 100, 30)
+    per_epoch = whole.num_steps / 100
+    assert (
+        small.quench_every / small.num_steps == whole.quench_every / whole.num_steps == 30 * per_epoch / whole.num_steps
+    )
+    changed = {f.name for f in dataclasses.fields(small) if getattr(small, f.name) != getattr(whole, f.name)}
+    assert changed == {"name", "batch_size", "num_steps", "quench_every", "num_attacked"}

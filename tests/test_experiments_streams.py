@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.benchmarks import imagenet_step, small_imagenet
-from experiments.lab import batches, problems, streams
+from experiments.benchmarks import imagenet_step
+from experiments.lab import batches, problems, small_imagenet, streams
 from experiments.lab.problems import IMAGENET_RESNET18, MNIST_LENET
 from jacreg_jax import evaluation, sharding
 

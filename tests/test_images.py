@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy import stats
 
-from experiments.benchmarks import small_imagenet
+from experiments.lab import small_imagenet
 from jacreg_jax import datasets
 from jacreg_jax.datasets import images
 from tests.conftest import skip_or_fail

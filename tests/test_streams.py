@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from experiments.benchmarks import small_imagenet
+from experiments.lab import small_imagenet
 from jacreg_jax import datasets, sharding
 from jacreg_jax.datasets import epoch_permutation, images, streams
 from tests.conftest import skip_or_fail

@@ -21,9 +21,9 @@ import jax.numpy as jnp
 import tyro
 
 import jacreg_jax as jr
-from experiments.benchmarks import page, small_imagenet
+from experiments.benchmarks import page
 from experiments.benchmarks.rows import write
-from experiments.lab import programs, stopping, streams
+from experiments.lab import programs, small_imagenet, stopping, streams
 from experiments.lab.problems import IMAGENET_RESNET18
 from experiments.lab.recipes import plain
 from jacreg_jax import models, training

@@ -18,9 +18,9 @@ from pathlib import Path
 import tyro
 from tqdm import tqdm
 
-from experiments.benchmarks import page, small_imagenet
+from experiments.benchmarks import page
 from experiments.benchmarks.rows import write
-from experiments.lab import stopping
+from experiments.lab import small_imagenet, stopping
 from jacreg_jax.datasets import images, streams
 
 TRANSFORMS = {

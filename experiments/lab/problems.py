@@ -150,7 +150,11 @@ IMAGENET_RESNET18 = Problem(
     augment=crop_and_flip,
     resident=False,
 )
-PROBLEMS = {p.name: p for p in (MNIST_LENET, CIFAR10_DDNET, CIFAR10_DDNET_GELU, CIFAR10_RESNET18, IMAGENET_RESNET18)}
+IMAGENET_SMALL = dataclasses.replace(  # twenty photographs, an epoch a step; see `small_imagenet`
+    IMAGENET_RESNET18, name="imagenet_small_resnet18", batch_size=20, num_steps=100, quench_every=30, num_attacked=10
+)
+OF_IMAGENET = IMAGENET_RESNET18, IMAGENET_SMALL
+PROBLEMS = {p.name: p for p in (MNIST_LENET, CIFAR10_DDNET, CIFAR10_DDNET_GELU, CIFAR10_RESNET18, *OF_IMAGENET)}
 
 
 @functools.lru_cache(maxsize=4)

@@ -58,9 +58,9 @@ def cells(folder: str, problem: Problem, config: Config) -> list[Cell]:
     return found
 
 
-def attack_cell(name: str, recipe, attack: str, config) -> Cell:
-    """Distances of one attack; config holds seeds, num_steps, num_attacked."""
-    chosen = distances.by_name(recipe.problem)[attack]
+def attack_cell(name: str, recipe, attack: str | distances.Attack, config) -> Cell:
+    """Distances of one attack, or of that of a name; config holds seeds, num_steps, num_attacked."""
+    chosen = distances.by_name(recipe.problem)[attack] if isinstance(attack, str) else attack
     find = partial(distances.measure, attack=chosen, num_samples=config.num_attacked, options=config)
     settings = chosen.config() | {"num_samples": config.num_attacked}
     return Cell(name, recipe.shortened(config.num_steps), range(config.seeds), settings, find)

@@ -8,6 +8,7 @@ import io
 import tarfile
 from pathlib import Path
 
+from experiments.lab import record
 from jacreg_jax import datasets
 
 
@@ -22,6 +23,14 @@ def photographs() -> list[tuple[int, bytes]]:
         raise ImportError("foolbox is not installed; run `make peers`")
     files = sorted((Path(spec.submodule_search_locations[0]) / "data").glob("imagenet_*.jpg"))
     return [(int(path.stem.rsplit("_", 1)[1]), path.read_bytes()) for path in files]
+
+
+def prepared(folder: Path) -> Path:
+    """The folder, with the data set in it: prepared at the first call, by one process."""
+    with record.lock(folder):
+        if not any(folder.glob("imagenet2012/[0-9]*")):  # an interrupted one is called otherwise
+            prepare(folder)
+    return folder
 
 
 def prepare(folder: Path, times: int = 1) -> Path:
