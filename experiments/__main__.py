@@ -56,7 +56,7 @@ def _main():
         world.join(getattr(config, "hosts", world.Hosts()))
         with world.faults_of_others():
             run(module, config)
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:  # a failed download is an OSError
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:  # OSError: a failed download
         if os.environ.get("JACREG_TRACEBACK"):
             raise
         sys.exit(f"{type(error).__name__}: {error}\n(JACREG_TRACEBACK=1 shows where)")

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jacreg_jax import checks
 from jacreg_jax.probes import Probe, sample_probes
 from jacreg_jax.programs import once
-from jacreg_jax.rows import Rows, batch_size, chunked, sum_sq
+from jacreg_jax.rows import Rows, batch_size, chunked, products_at_once, sum_sq
 from jacreg_jax.types import Array, Bool, Float, Function, PyTree
 
 
@@ -33,8 +33,9 @@ def exact_frobenius_sq(
         f: batched function, [B, ...] -> [B, ...], rows independent; pytrees in and out are welcome.
         x: float array or pytree of arrays [B, ...].
         mode: "reverse", "forward", or "auto", which takes forward where I < C.
-        chunk_size: basis vectors handled at once. None: all at once (fastest). Smaller chunks are scanned with a
-            checkpoint each, which bounds the memory of the gradient at one more product per basis vector.
+        chunk_size: basis vectors handled at once. None: all at once (fastest), or where x or f(x) is large, as many as
+            hold 2^24 entries of it. Smaller chunks are scanned with a checkpoint each, which bounds the memory of the
+            gradient at one more product per basis vector.
 
     Returns:
         [B] array in float32, or in float64 where f(x) or x is.
@@ -55,7 +56,7 @@ def exact_frobenius_sq(
     checks.one_of("mode", mode, ("auto", "reverse", "forward"))
     if mode == "forward" or (mode == "auto" and inputs.size < outputs.size):
         _, jvp = jax.linearize(f, x)
-        return _sum_over_basis(jvp, inputs, chunk_size)
+        return _sum_over_basis(jvp, inputs, chunk_size, products_at_once(inputs, outputs, inputs.size))
     return exact_from_vjp(*jax.vjp(f, x), x, chunk_size=chunk_size)
 
 
@@ -121,8 +122,9 @@ def exact_from_vjp(
         Array([36., 36.], dtype=float32)
     """
     checks.function("vjp", vjp)
-    outputs = Rows(z, "f(x)", batch=Rows(x, "x").batch)
-    return _sum_over_basis(vjp, outputs, chunk_size)
+    inputs = Rows(x, "x")
+    outputs = Rows(z, "f(x)", batch=inputs.batch)
+    return _sum_over_basis(vjp, outputs, chunk_size, products_at_once(inputs, outputs, outputs.size))
 
 
 def projected_from_vjp(
@@ -205,10 +207,12 @@ def _distinct_weights(key: jax.Array, batch: int) -> Float[Array, " B"]:
     return jnp.where(place < 8, 1.0, -1.0) * sizes[place % 8]
 
 
-def _sum_over_basis(product: Callable[..., Any], rows: Rows, chunk_size: int | None) -> Float[Array, " B"]:
+def _sum_over_basis(
+    product: Callable[..., Any], rows: Rows, chunk_size: int | None, default: int
+) -> Float[Array, " B"]:
     """Sum of ||product(e)||^2 over the unit vectors of rows.size dimensions, the same e for every sample."""
-    chunk_size = checks.optional_count("chunk_size", chunk_size)
-    chunks = chunked(jnp.arange(rows.size), chunk_size or max(rows.size, 1), fill_value=rows.size)
+    chunk_size = checks.optional_count("chunk_size", chunk_size) or default
+    chunks = chunked(jnp.arange(rows.size), chunk_size, fill_value=rows.size)
     sum_of = lambda chunk: jax.vmap(lambda index: sum_sq(product(rows.unit(index))))(chunk).sum(0)  # [k] -> [B]
     if len(chunks) == 1:
         return sum_of(chunks[0])

@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jacreg_jax import checks
 from jacreg_jax.probes import Probe, sample_probes
-from jacreg_jax.rows import Rows, at_least_float32, chunked, sum_sq
+from jacreg_jax.rows import Rows, at_least_float32, chunked, products_at_once, sum_sq
 from jacreg_jax.types import Array, Float, PyTree
 
 VJP = Callable[..., Any]  # of ``z, vjp = jax.vjp(f, x)``
@@ -23,10 +23,12 @@ def mean_projected(
 
     Arguments and errors as `projected_from_vjp`; chunk_size as `accumulated_mean`.
     """
-    outputs = Rows(z, "f(x)", batch=Rows(x, "x").batch)
+    inputs = Rows(x, "x")
+    outputs = Rows(z, "f(x)", batch=inputs.batch)
     probes = sample_probes(key, outputs.batch, outputs.size, num_projections, probe)
     product = lambda v: sum_sq(vjp(outputs.unravel(v)))
-    mean, norms = accumulated_mean(product, jnp.moveaxis(probes, 1, 0), sum_sq(_zeros(x)), chunk_size)
+    at_once = chunk_size, products_at_once(inputs, outputs, num_projections)
+    mean, norms = accumulated_mean(product, jnp.moveaxis(probes, 1, 0), sum_sq(_zeros(x)), *at_once)
     return mean / num_projections, norms / num_projections
 
 
@@ -35,9 +37,11 @@ def mean_exact(z: PyTree, vjp: VJP, x: PyTree, *, chunk_size: int | None) -> Mea
 
     Arguments and errors as `exact_from_vjp`; chunk_size as `accumulated_mean`.
     """
-    outputs = Rows(z, "f(x)", batch=Rows(x, "x").batch)
-    product = lambda index: sum_sq(vjp(outputs.unit(index)))
-    return accumulated_mean(product, jnp.arange(outputs.size), sum_sq(_zeros(x)), chunk_size, fill_value=outputs.size)
+    inputs = Rows(x, "x")
+    outputs = Rows(z, "f(x)", batch=inputs.batch)
+    basis, zeros, product = jnp.arange(outputs.size), sum_sq(_zeros(x)), lambda index: sum_sq(vjp(outputs.unit(index)))
+    at_once = chunk_size, products_at_once(inputs, outputs, outputs.size)
+    return accumulated_mean(product, basis, zeros, *at_once, fill_value=outputs.size)
 
 
 def accumulated_mean(
@@ -45,6 +49,7 @@ def accumulated_mean(
     directions: Array,
     zero_norms: Float[Array, " B"],
     chunk_size: int | None,
+    elsewhere: int,
     fill_value: int = 0,
 ) -> MeanAndNorms:
     """Mean over the batch of sum_k product(directions[k]), [B] each, and the sums without a gradient.
@@ -57,7 +62,8 @@ def accumulated_mean(
         product: direction -> [B].
         directions: [k, ...].
         zero_norms: [B] zeros, varying over the devices of a shard_map as the norms do.
-        chunk_size: directions at once. None: 1 on CPU, where a product fills the cache, and all of them elsewhere.
+        chunk_size: directions at once. None: 1 on CPU, where a product fills the cache.
+        elsewhere: the same on other backends: all of them, or as many as hold 2^24 entries of x or f(x).
         fill_value: a direction whose product is zero.
 
     Raises:
@@ -65,7 +71,7 @@ def accumulated_mean(
     """
     chunk_size = checks.optional_count("chunk_size", chunk_size)
     if chunk_size is None:
-        chunk_size = 1 if jax.default_backend() == "cpu" else max(1, len(directions))
+        chunk_size = 1 if jax.default_backend() == "cpu" else elsewhere
     chunks = chunked(directions, chunk_size, fill_value)
     norms_of = lambda chunk: jax.vmap(product)(chunk).sum(0)
     if chunks.shape[1] == 1:  # no axis of length 1 for the compiler to shuffle

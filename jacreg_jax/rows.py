@@ -12,6 +12,9 @@ _AUX = "; of an f that gives (output, state), take the output, or has_aux=True w
 _PYTHON = {f"Typed{kind.__name__.title()}": kind.__name__ for kind in (bool, int, float, complex)}  # jax's, in a trace
 
 
+AT_ONCE = 2**24  # products times entries of x or f(x), whichever are more; 4 GiB in a ResNet-18 at 224 pixels
+
+
 class Rows:
     """How a pytree of arrays [B, ...] lies in one matrix [B, size].
 
@@ -83,6 +86,13 @@ def sum_sq(tree: PyTree) -> Float[Array, " B"]:
         wide = leaf.astype(at_least_float32(leaf.dtype))
         total = total + jnp.sum(wide**2, axis=tuple(range(1, leaf.ndim)))
     return total
+
+
+def products_at_once(inputs: Rows, outputs: Rows, count: int) -> int:
+    """Of `count` products, where nobody says how many: all, or equal shares that AT_ONCE bounds."""
+    most = max(1, AT_ONCE // max(1, inputs.batch * max(inputs.size, outputs.size)))
+    count = max(1, count)
+    return math.ceil(count / math.ceil(count / most))
 
 
 def chunked(directions: Array, chunk_size: int, fill_value: int = 0) -> Array:

@@ -6,13 +6,14 @@ import signal
 import sys
 import time
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import __main__ as command_line, runbook, verify
 from experiments.beyond import small_figure_s7
-from experiments.lab import measure, problems, small_imagenet, zoo
+from experiments.lab import distances, measure, problems, small_imagenet, zoo
 from experiments.lab.options import Options
 from experiments.lab.problems import CIFAR10_DDNET, IMAGENET_RESNET18
 from experiments.lab.recipes import defences, jacobian, plain, regularizers
@@ -229,3 +230,22 @@ def test_the_demonstration_takes_the_steps_of_figure_s7():
     )
     changed = {f.name for f in dataclasses.fields(small) if getattr(small, f.name) != getattr(whole, f.name)}
     assert changed == {"name", "batch_size", "num_steps", "quench_every", "num_attacked"}
+
+
+def test_black_and_white_photographs_are_attacked_in_the_papers_own_space():
+    """Its map takes [0, 1] beyond [0, 1], where attacks refuse an image: what leaves is cropped, the rest is mapped."""
+    levels = jnp.linspace(0, 1, 256)[:, None] * jnp.ones((1, 3))
+    moved = IMAGENET_RESNET18.attack_space(levels)
+    assert (float(moved.min()), float(moved.max())) == (0, 1)
+    back = IMAGENET_RESNET18.preprocessing.denormalize(IMAGENET_RESNET18.attack_preprocessing.normalize(moved))
+    is_inside = (moved > 0) & (moved < 1)
+    np.testing.assert_allclose(jnp.where(is_inside, back, levels), levels, atol=1e-5)
+    assert float(jnp.abs(back - levels).max()) < 0.05
+    images = jnp.stack([jnp.zeros(SMALL.shape), jnp.ones(SMALL.shape)])
+    module = SMALL.network(0.0, "torch")
+    params = module.init(jax.random.key(0), images)["params"]
+    model = zoo.Model(SMALL, params, {})
+    test = {"image": images, "label": jnp.argmax(model.image_f(images), 1)}
+    for attack in distances.paper(SMALL)[:3]:
+        found = distances._block(model, 0, attack, test, slice(0, 2))
+        assert found["distance"].shape == (2,)

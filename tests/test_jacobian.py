@@ -9,6 +9,7 @@ import pytest
 import jacreg_jax as jr
 from jacreg_jax import probes
 from jacreg_jax.keys import sample_keys
+from jacreg_jax.rows import Rows, products_at_once
 from tests.conftest import mlp_params
 from tests.reference import frobenius_sq, jacobian_matrix
 
@@ -261,3 +262,34 @@ def test_bad_keys(small_mlp, bad, error, message):
     f, x = small_mlp
     with pytest.raises(error, match=message):
         jr.projected_frobenius_sq(f, x, bad)
+
+
+FOLDED = {  # [1, 2^18] -> [1, 512] and back: 512 products of 2^18 entries, 512 MiB at once
+    "reverse": (2**18, lambda x: jnp.sin(x).reshape(1, 512, -1).sum(2)),
+    "forward": (512, lambda x: jnp.sin(x[:, :, None] * jnp.arange(512.0)[None, None]).reshape(1, -1)),
+}
+
+
+@pytest.mark.parametrize("mode", FOLDED)
+def test_products_of_large_arrays_do_not_all_live_at_once(mode):
+    """Without a chunk_size 64 of them do, of 2^24 entries together; the sum is that of all at once."""
+    inputs, f = FOLDED[mode]
+    shape = jax.ShapeDtypeStruct((1, inputs), jnp.float32)
+    norm = lambda **size: jax.jit(lambda x: jr.exact_frobenius_sq(f, x, mode=mode, **size))
+    memory = lambda f: f.lower(shape).compile().memory_analysis().temp_size_in_bytes
+    assert memory(norm()) == pytest.approx(memory(norm(chunk_size=64)))
+    rows = Rows(shape, "x"), Rows(jax.eval_shape(f, shape), "f(x)")
+    assert products_at_once(*rows, 512) == 64
+    x = jnp.linspace(-1, 1, inputs)[None]
+    np.testing.assert_allclose(norm()(x), norm(chunk_size=512)(x), rtol=1e-5)
+
+
+def test_how_many_products_live_at_once():
+    """All of small arrays, equal shares of large ones, one of the largest; of no product at all, one."""
+    rows = lambda size: Rows(jnp.zeros((4, size)), "x")
+    assert products_at_once(rows(3072), rows(10), 10) == 10
+    assert products_at_once(rows(2**20), rows(1000), 1000) == 4
+    assert products_at_once(rows(1000), rows(2**20), 1000) == 4
+    assert products_at_once(rows(2**16), rows(100), 100) == 50
+    assert products_at_once(Rows(jax.ShapeDtypeStruct((4, 2**25), jnp.float32), "x"), rows(3), 3) == 1
+    assert products_at_once(rows(0), rows(0), 0) == 1

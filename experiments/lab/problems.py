@@ -35,7 +35,8 @@ class Problem:
         initialization: of the parameters.
         pgd_radius: L-infinity, raw pixels.
         num_attacked: test samples that are attacked.
-        attack_preprocessing: the paper's own raw space of attacks, where it is another one; None: that of the data.
+        attack_preprocessing: the paper's own raw space of attacks, where it is another one, see `attack_space`; None:
+            that of the data.
         augment: (image, key) -> image in training, raw pixels; None: nothing.
         resident: the data live on the device; False: batches are gathered on the host.
         together: models in one program on a GPU. Kernels of several models make a grouped convolution, which takes
@@ -72,11 +73,12 @@ class Problem:
         """Raw pixels of the data as the attacks' raw pixels: the same, but where attack_preprocessing is another map.
 
         The network's input stays what it is: attack_space(raw), preprocessed by attack_preprocessing, is raw,
-        preprocessed by preprocessing.
+        preprocessed by preprocessing. But where it leaves [0, 1] it is cropped, before an attack as after: of a
+        photograph's entries a few percent, by 0.046 at most.
         """
         if self.attack_preprocessing is None:
             return raw
-        return self.attack_preprocessing.denormalize(self.preprocessing.normalize(raw))
+        return jnp.clip(self.attack_preprocessing.denormalize(self.preprocessing.normalize(raw)), 0, 1)
 
 
 def crop_and_flip(image, key):
