@@ -10,8 +10,10 @@ import pytest
 
 from experiments import __main__ as command_line, catalogue, report
 from experiments.benchmarks import on_gpu
-from experiments.page import elements, results, steps
-from experiments.paper import cost, table1
+from experiments.lab.problems import MNIST_LENET
+from experiments.lab.recipes import regularizers
+from experiments.page import decision_maps, elements, results, steps
+from experiments.paper import cost, figure_s5, table1
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -222,8 +224,9 @@ def test_speed_on_a_gpu_by_hand(tmp_path, monkeypatch):
     """Torch over ours, a step over a plain one, and the claim of the paper with its ten per cent."""
     row = lambda variant, framework, ms: {"variant": variant, "framework": framework, "ms": ms}
 
-    def put(ours):
+    def put(ours, scanned=None):
         rows = [row("plain", "jacreg_jax", 2.0), row("n = 1", "jacreg_jax", ours)]
+        rows += [row("plain", steps.SCAN, 2.0), row("n = 1", steps.SCAN, scanned)] if scanned else []
         rows += [row("plain", "torch", 3.0), row("n = 1", "torch", 9.0)]
         (tmp_path / "benchmark_lenet_gpu.json").write_text(json.dumps({"rows": rows}))
 
@@ -236,6 +239,10 @@ def test_speed_on_a_gpu_by_hand(tmp_path, monkeypatch):
     assert cost.state("cifar10_resnet18") == ("not run", "")
     put(2.9)
     assert cost.state("mnist_lenet")[0] == "outside"
+    put(2.8, scanned=3.4)
+    assert cost.state("mnist_lenet")[0] == "unsettled", "single steps and many in one program disagree"
+    put(2.8, scanned=2.6)
+    assert cost.state("mnist_lenet")[0] == "reproduced"
 
 
 def test_every_element_has_a_state():
@@ -246,4 +253,56 @@ def test_every_element_has_a_state():
     states = {element.name: element.state()[0] for element in found}
     assert set(states.values()) <= set(elements.State.__args__)
     assert states["Figure 2"] == "shortened"
+    assert states["Figure 1"] == "unsettled", "one model"
     assert states["Figure S7"] == "not run"
+    assert states["Figure S6, DDNet"] == "in part"
+    rendered = elements.render(found)
+    (line,) = [line for line in rendered.splitlines() if line.startswith("| Section 3.1, few samples")]
+    assert [cell.strip() for cell in line.split("|")[4:7]] == ["15 to 45", "10,000", "`table1`"]
+
+
+def test_what_the_maps_of_decision_cells_show_by_hand(tmp_path, monkeypatch):
+    """Radii that grow from panel to panel; in S2 the class of the defended model at the other's adversarial example."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    (tmp_path / "figure1").mkdir()
+
+    def put(name, seeds, arrays, dots=()):
+        facts = {"config": {"seeds": seeds, "extent": 1.0, "resolution": 3}, "samples": [{"label": 7, "dots": dots}]}
+        (tmp_path / f"figure1/figure{name}.json").write_text(json.dumps(facts))
+        np.savez(tmp_path / f"figure1/figure{name}.npz", **arrays)
+
+    assert decision_maps.state("1", ("none", "L2")) == ("not run", "")
+    put("1", 1, {"0/none/radius": 1.0, "0/L2/radius": 2.5})
+    assert decision_maps.state("1", ("none", "L2")) == ("unsettled", "radii 1.00, 2.50")
+    assert decision_maps.state("1", ("L2", "none"))[0] == "outside"
+    put("1", 2, {"0/none/radius": 1.0, "0/L2/radius": 2.5})
+    assert decision_maps.state("1", ("none", "L2"))[0] == "reproduced"
+    classes = np.full((3, 3), 7)
+    classes[0, 2] = 1  # a = 1, b = -1
+    both = {"0/none/radius": 1.0, "0/both/radius": 1.0, "0/both/classes": classes}
+    put("S2", 2, both, [[1.0, 0.0], [0.0, 1.0]])
+    assert decision_maps.state("S2", ("none", "both"))[0] == "reproduced"
+    put("S2", 2, both, [[1.0, -1.0], [0.0, 1.0]])
+    assert decision_maps.state("S2", ("none", "both"))[0] == "outside"
+
+
+def test_strength_is_compared_on_shared_images(tmp_path, monkeypatch):
+    """CW on the first two images beside 4 of the others: its median is that of those two, and the table says so."""
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    folder = tmp_path / "figure_s5"
+    folder.mkdir()
+    recipe = regularizers(MNIST_LENET)["none"].config()
+
+    def put(attack, distances):
+        config = {"recipe": recipe, "num_samples": len(distances)}
+        models = {"0": {"distance": distances, "steps": [1] * len(distances)}}
+        (folder / f"{attack}-none.json").write_text(json.dumps({"config": config, "models": models}))
+
+    for attack, distance in {"white-noise": 9, "FGSM": 3, "PGD": 2}.items():
+        put(attack, [distance, distance, 0.1, 0.1])
+    assert figure_s5.claim("mnist_lenet") == ("in part", "ran: FGSM-none, PGD-none, white-noise-none")
+    put("CW", [1, 1])
+    assert figure_s5.claim("mnist_lenet")[0] == "unsettled"
+    assert "CW-none on the first 2" in figure_s5.table()
+    put("CW", [2.5, 2.5])
+    assert figure_s5.claim("mnist_lenet")[0] == "outside"

@@ -133,13 +133,13 @@ def rows(problem: Problem, found: dict) -> str:
     radii = [f"{norm} {epsilon:.3g}" for norm, sizes in RADII[problem.dataset].items() for epsilon in sizes]
     for name, (method, kinds) in found.items():
         clean, worsts, smooth, corrupt = kinds.values()
-        row = [name, f"{method.cost:g}", of(clean, results.percent, 1), of(clean, results.norm, 2)]
+        row = [name, f"{method.cost:.2g}", of(clean, results.percent, 1), of(clean, results.norm, 2)]
         row.append(of(worsts, results.median, 2))
         row += [of(worsts, lambda m, r=r: 100 * m["robust"][r], 1) for r in radii]
-        row.append(of(smooth, lambda m: m["radius"], 2))
+        row.append(of(smooth, lambda m: 100 * m["certified"]["0.5"], 1))
         lines.append([*row, of(corrupt, lambda m: 100 * float(np.mean(list(m["accuracy"].values()))), 1)])
     header = ["on L2 and dropout", "cost", "clean, %", "‖J‖_F", "median L2, worst case"]
-    header += [f"robust, {r}, %" for r in radii] + ["median certified L2", "corrupted, %"]
+    header += [f"robust, {r}, %" for r in radii] + ["certified, l2 0.5, %", "corrupted, %"]
     return results.table(header, lines)
 
 
@@ -167,7 +167,7 @@ def figure(name: str):
     best = max(accuracy(kinds) for _, kinds in found)
     for method, kinds in found:
         if accuracy(kinds) >= best - DRAWN:
-            families.setdefault(f"{method.family} ({method.cost:g})", []).append(kinds)
+            families.setdefault(f"{method.family} ({method.cost:.2g})", []).append(kinds)
     within = [f"linf {epsilon:.3g}" for epsilon in RADII[problem.dataset]["linf"]]
     panels = {"median L2 distance, worst case": results.median}
     panels |= {f"robust, {r}, %": lambda model, r=r: 100 * model["robust"][r] for r in within}

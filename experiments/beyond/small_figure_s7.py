@@ -63,5 +63,5 @@ def run(config: Config):
     return fill(cells(config), config)
 
 
-TABLES = {FOLDER: lambda: strength.table(results.longest(FOLDER))}
+TABLES = {FOLDER: lambda: strength.table(results.longest(FOLDER), Config.num_attacked)}
 FIGURES = {FOLDER: lambda: strength.figure(results.longest(FOLDER), IMAGENET_SMALL)}

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 from experiments.page import results
 
-# unsettled: too few models, or cells, to say
-State = Literal["reproduced", "outside", "shortened", "unsettled", "not run"]
+# unsettled: too few models, or cells, to say; in part: cells that a claim is about were not run
+State = Literal["reproduced", "outside", "shortened", "unsettled", "in part", "not run"]
 
 
 class Element(NamedTuple):
@@ -16,11 +16,13 @@ class Element(NamedTuple):
     name: str  # "Table 1", "Figure S3", "Section 2"
     says: str  # the paper, in a line
     state: Callable[[], tuple[State, str]]  # and why, with the number of models
+    files: Callable[[], Iterable[str]] = tuple  # results that it is read from
 
 
-def missing(why: str) -> Callable[[], tuple[State, str]]:
-    """The state of what has no result."""
-    return lambda: ("not run", why)
+def missing(files: Iterable[str]) -> tuple[State, str]:
+    """The state of a claim of which not all cells ran: those that did."""
+    ran = [name.rsplit("/", 1)[1] for name in files]
+    return ("in part", "ran: " + ", ".join(ran)) if ran else ("not run", "")
 
 
 def of_cells(cells: Iterable[tuple]) -> tuple[State, str]:
@@ -71,8 +73,19 @@ def of_claim(name: str, holds: Callable[[], bool], full: int | None, seeds: int,
 
 def render(elements: Iterable[Element]) -> str:
     """The table, in the paper's order."""
-    rows = [[e.name, e.says, *e.state()] for e in sorted(elements, key=_order)]
-    return results.table(["element", "the paper", "state", "here"], rows)
+    rows = [[e.name, e.says, e.state()[0], *provenance(e.files()), e.state()[1]] for e in sorted(elements, key=_order)]
+    return results.table(["element", "the paper", "state", "seeds", "steps", "by", "here"], rows)
+
+
+def provenance(files: Iterable[str]) -> list[str]:
+    """Seeds, steps and experiments of result files, as their files say them; empty where there are none."""
+    found = [file for name in files if (file := results.read(name))]
+    seeds = {len(f["models"]) if "models" in f else f["config"]["seeds"] for f in found}
+    recipes = [r for f in found for r in f["config"].get("recipes", {"": f["config"].get("recipe")}).values()]
+    steps = sorted({recipe["num_steps"] for recipe in recipes})
+    by = dict.fromkeys(f["environment"]["command"].split()[3] for f in found)
+    between = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else "".join(map(str, seeds))
+    return [between, ", ".join(f"{n:,}" for n in steps), ", ".join(f"`{name}`" for name in by)]
 
 
 def _order(element: Element):

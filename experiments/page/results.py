@@ -99,9 +99,16 @@ def distances(model: dict) -> np.ndarray:
     return np.array([np.inf if v is None else v for v in model["distance"]])
 
 
-def median(model: dict) -> float:
-    """Median fooling distance over all samples, wrong ones at 0."""
-    return float(np.median(distances(model)))
+def median(model: dict, first: int | None = None) -> float:
+    """Median fooling distance over all samples, or the first of them; wrong ones at 0."""
+    return float(np.median(distances(model)[:first]))
+
+
+def fewer(names: Iterable[str], whole: int = 1000) -> str:
+    """Says of result files which were measured on fewer than the whole of the images; empty where none was."""
+    counts = {name.rsplit("/", 1)[1]: config(name).get("num_samples", whole) for name in names}
+    said = [f"{name} on the first {count}" for name, count in counts.items() if count < whole]
+    return f"\n\nOf {whole:,} images: {', '.join(said)}." if said else ""
 
 
 def norm(model: dict) -> float:

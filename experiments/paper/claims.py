@@ -9,6 +9,8 @@ from experiments.lab.recipes import regularizers
 from experiments.page import results
 from experiments.page.elements import Element, State
 
+FEW = ("1", "3", "10", "30")  # samples per class
+
 
 def norms(name: str) -> list[float]:
     """||J||_F of Table 1's models of all samples."""
@@ -40,20 +42,33 @@ def better_than_none(folder: str, names: tuple[str, ...], label: Callable[[str],
 
 def few_shot() -> tuple[State, str]:
     """All combined against none, in every few-shot column."""
-    states = [better_than_none("table1", ("all",), lambda n, c=c: f"{c}-{n}") for c in ("1", "3", "10", "30")]
-    notes = [f"{column}: {note.removeprefix('by seed: all combined ')}" for column, (_, note) in zip(
-        ("1", "3", "10", "30"), states, strict=True)]  # fmt: skip
+    states = [better_than_none("table1", ("all",), lambda n, c=c: f"{c}-{n}") for c in FEW]
+    notes = [
+        f"{column}: {note.removeprefix('by seed: all combined ')}"
+        for column, (_, note) in zip(FEW, states, strict=True)
+    ]
     kinds = {state for state, _ in states}
     return kinds.pop() if len(kinds) == 1 else "unsettled", "by seed, at " + "; ".join(notes)
 
 
 ELEMENTS = [
-    Element("Section 3.1, norm", "‖J‖_F is an order of magnitude smaller with Jacobian regularization", smaller_norm),
-    Element("Section 3.1, few samples", "all combined improves the accuracy", few_shot),
+    Element(
+        "Section 3.1, norm",
+        "‖J‖_F is an order of magnitude smaller with Jacobian regularization",
+        smaller_norm,
+        lambda: ("table1/all-none", "table1/all-Jacobian"),
+    ),
+    Element(
+        "Section 3.1, few samples",
+        "all combined improves the accuracy",
+        few_shot,
+        lambda: [f"table1/{c}-{name}" for c in FEW for name in ("none", "all")],
+    ),
     Element(
         "Section 3.1, new domain",
         "each regularizer raises the accuracy on USPS",
         lambda: better_than_none("table2", ("L2", "dropout", "Jacobian", "all"), lambda name: name),
+        lambda: results.names("table2/*"),
     ),
     Element(
         "Section 2, error",

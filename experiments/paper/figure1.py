@@ -17,7 +17,7 @@ import numpy as np
 from experiments.lab import disk, options, record, zoo
 from experiments.lab.problems import MNIST_LENET, images
 from experiments.lab.recipes import Recipe, defences, regularizers
-from experiments.page import plots, results
+from experiments.page import decision_maps, plots, results
 from experiments.page.elements import Element
 from jacreg_jax import attacks, decision_cells
 
@@ -124,17 +124,13 @@ def figure(name: str):
     return plots.planes(results.RESULTS / "figure1" / f"figure{name}.npz", facts, {n: titles[n] for n in PANELS[name]})
 
 
-def state(name: str):
-    """The paper prints pictures alone: ours are drawn, and looked at."""
-    facts = results.read(f"figure1/figure{name}")
-    settled = facts and (name != "S1" or facts["config"]["seeds"] > 1)  # S1 is about other seeds
-    note = f"by eye; samples: {len(facts['samples'])}" if facts else ""
-    return ("reproduced" if settled else "unsettled" if facts else "not run"), note
-
-
 FIGURES = {"figure1": partial(figure, "1"), "figure_s1": partial(figure, "S1"), "figure_s2": partial(figure, "S2")}
+SAYS = {
+    "1": "decision cells on a random plane grow from none to L2 to Jacobian",
+    "S1": "the same for other samples and other seeds (here: one seed)",
+    "S2": "the undefended model's FGSM example does not fool the defended one",
+}
 ELEMENTS = [
-    Element("Figure 1", "decision cells on a random plane grow from none to L2 to Jacobian", partial(state, "1")),
-    Element("Figure S1", "the same for other samples and other seeds (here: one seed)", partial(state, "S1")),
-    Element("Figure S2", "decision cells on planes through adversarial examples", partial(state, "S2")),
+    Element(f"Figure {n}", says, partial(decision_maps.state, n, PANELS[n]), partial(list, [f"figure1/figure{n}"]))
+    for n, says in SAYS.items()
 ]

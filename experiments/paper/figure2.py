@@ -133,5 +133,6 @@ ELEMENTS = [
         "Figure 2",
         "exact penalty and one projection end at the same accuracy and ‖J‖_F (here: within 0.1 points and 5 %)",
         lambda: of_claim(file("n = 1"), holds, MNIST_LENET.num_steps, FULL),
+        lambda: results.names(f"{results.longest('figure2')}/*"),
     )
 ]

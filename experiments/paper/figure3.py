@@ -45,11 +45,13 @@ ELEMENTS = [
         "Figure 3a",
         "under white noise, Jacobian is the most robust regularizer",
         lambda: of_claim("figure3/noise-Jacobian", noise_holds, MNIST_LENET.num_steps, FULL),
+        lambda: results.names("figure3/noise-*"),
     ),
     Element(
         "Figure 3b, c",
         "under PGD and CW, Jacobian alone outperforms adversarial training, and both are best",
         lambda: of_claim("figure3/CW-Jacobian", attacks_hold, MNIST_LENET.num_steps, FULL),
+        lambda: results.names("figure3/[PC]*"),
     ),
 ]
 TABLES = {"figure3": lambda: robustness.table("figure3", "L2 and dropout")}

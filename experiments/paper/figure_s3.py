@@ -27,6 +27,7 @@ ELEMENTS = [
         "Figure S3",
         "under white noise and CW the penalty helps (here: above no regularization and no defence); DDNet, CIFAR-10",
         lambda: robustness.claim(results.longest(FOLDER), CIFAR10_DDNET),
+        lambda: results.names(f"{results.longest(FOLDER)}/*"),
     )
 ]
 TABLES = {"figure_s3": lambda: robustness.table(results.longest(FOLDER), "L2 and dropout")}

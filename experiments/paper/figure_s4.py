@@ -30,6 +30,7 @@ ELEMENTS = [
         "Figure S4",
         "under white noise and CW the penalty helps (here: above no regularization and no defence); ResNet-18",
         lambda: robustness.claim(results.longest(FOLDER), CIFAR10_RESNET18),
+        lambda: results.names(f"{results.longest(FOLDER)}/*"),
     )
 ]
 TABLES = {"figure_s4": lambda: robustness.table(results.longest(FOLDER), "L2")}

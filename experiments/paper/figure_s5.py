@@ -20,7 +20,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.problems import PROBLEMS, Problem
 from experiments.lab.recipes import defences
 from experiments.page import plots, results
-from experiments.page.elements import Element, State, of_claim
+from experiments.page.elements import Element, State, missing, of_claim
 from experiments.paper.numbers import FULL
 from experiments.studies.robustness import attack_cell
 
@@ -70,7 +70,8 @@ def table() -> str:
         found = [list(map(results.median, seeds)) for seeds in by_attack.values()]
         medians = (results.spread(values, 2) for values in found)
         rows.append([NETWORKS[network], results.DEFENCE_NAMES[name], steps, *medians])
-    return results.table(["median L2 distance", "defence", "steps", *ATTACKS], rows)
+    short = results.fewer(name for network in NETWORKS for name in results.names(f"{folder(PROBLEMS[network])}/*"))
+    return results.table(["median L2 distance", "defence", "steps", *ATTACKS], rows) + short
 
 
 def figure():
@@ -104,19 +105,25 @@ def title(letter: str, network: str, defence: str) -> str:
 
 
 def claim(network: str) -> tuple[State, str]:
-    """CW is stronger than PGD, PGD than FGSM, FGSM than white noise, on the model without defence."""
+    """CW is stronger than PGD, PGD than FGSM, FGSM than white noise, on the model without defence and shared images."""
     problem = PROBLEMS[network]
     found = models(problem, "none")
     if not all(found.values()):
-        return "not run", f"`python -m experiments figure_s5 --problem {network}`"
-    medians = [np.mean(list(map(results.median, seeds))) for seeds in found.values()]
+        return missing(results.names(f"{folder(problem)}/*"))
+    shared = min(len(m["distance"]) for seeds in found.values() for m in seeds)  # images that all were measured on
+    medians = [np.mean([results.median(m, shared) for m in seeds]) for seeds in found.values()]
     in_order = lambda: all(weak > strong for weak, strong in itertools.pairwise(medians))
     return of_claim(f"{folder(problem)}/CW-none", in_order, problem.num_steps, FULL)
 
 
+def files(network: str) -> list[str]:
+    """That the claim is about."""
+    return results.names(f"{folder(PROBLEMS[network])}/*-none")
+
+
 ORDER = "CW > PGD > FGSM > white noise in strength (here: by median distance, without defence)"
 ELEMENTS = [
-    Element(f"Figure S5{panels}", f"{ORDER}; {NETWORKS[network]}", partial(claim, network))
+    Element(f"Figure S5{panels}", f"{ORDER}; {NETWORKS[network]}", partial(claim, network), partial(files, network))
     for panels, network in zip(("a, d", "b, e", "c, f"), NETWORKS, strict=True)
 ]
 TABLES = {"figure_s5": table}

@@ -45,6 +45,7 @@ ELEMENTS = [
         f"Figure S6, {name}",
         "a larger lambda_jr gives larger fooling distances (here: by CW)",
         lambda problem=problem: strength.claim(folder(problem), problem),
+        lambda problem=problem: results.names(f"{folder(problem)}/*"),
     )
     for name, problem in NETWORKS.items()
 ]

@@ -44,7 +44,8 @@ ELEMENTS = [
         "Figure S7",
         "a larger lambda_jr gives larger fooling distances (here: by CW); ResNet-18, ImageNet",
         lambda: strength.claim(results.longest(FOLDER), IMAGENET_RESNET18, full_seeds=1),
+        lambda: results.names(f"{results.longest(FOLDER)}/*"),
     )
 ]
-TABLES = {"figure_s7": lambda: strength.table(results.longest(FOLDER))}
+TABLES = {"figure_s7": lambda: strength.table(results.longest(FOLDER), Config.num_attacked)}
 FIGURES = {"figure_s7": lambda: strength.figure(results.longest(FOLDER), IMAGENET_RESNET18)}

@@ -69,4 +69,4 @@ TABLES = {
     "table1_outside": outside,
     "table1_by_column": by_column,
 }
-ELEMENTS = [Element("Table 1", "accuracy by samples per class, ‖J‖_F; LeNet', MNIST", STUDY.state)]
+ELEMENTS = [Element("Table 1", "accuracy by samples per class, ‖J‖_F; LeNet', MNIST", STUDY.state, STUDY.files)]

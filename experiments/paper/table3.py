@@ -22,4 +22,4 @@ def cells(config: Config):
 
 
 TABLES = {"table3": STUDY.table, "table3_paired": STUDY.paired, "table3_shortened": STUDY.shortened}
-ELEMENTS = [Element("Table 3", "accuracy by samples per class, ‖J‖_F; DDNet, CIFAR-10", STUDY.state)]
+ELEMENTS = [Element("Table 3", "accuracy by samples per class, ‖J‖_F; DDNet, CIFAR-10", STUDY.state, STUDY.files)]

@@ -132,6 +132,10 @@ class Study:
             lines.append((f"‖J‖_F, {NAMES[name]}", values, self.norms[name], error))
         return lines
 
+    def files(self) -> list[str]:
+        """Of the results."""
+        return results.names(f"{self.folder}/*")
+
     def state(self) -> tuple[elements.State, str]:
         """For the list of elements."""
         return elements.of_cells(cell for _, *cell in self.compared())

@@ -12,7 +12,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.problems import Problem
 from experiments.lab.recipes import defences, regularizers
 from experiments.page import plots, results
-from experiments.page.elements import State, of_claim, of_order
+from experiments.page.elements import State, missing, of_claim, of_order
 from experiments.page.results import DEFENCE_NAMES, NAMES
 
 SIGMAS, STEPS = (0.2, 0.4, 0.6), (16, 32, 300)  # of the tables
@@ -92,7 +92,7 @@ def table(folder: str, base: str) -> str:
         after = [results.spread([survivors(m, k) for m in pgd], 1) for k in STEPS]
         rows.append([label, *after, results.spread(list(map(results.median, cw)), 3)])
     header = [f"(b, c) base with {base}", "PGD, 16 steps, %", "32 steps, %", "300 steps, %", "CW median L2"]
-    return noise + "\n\n" + results.table(header, rows)
+    return noise + "\n\n" + results.table(header, rows) + results.fewer(results.names(f"{folder}/[PC]*"))
 
 
 def claim(folder: str, problem: Problem) -> tuple[State, str]:
@@ -100,7 +100,7 @@ def claim(folder: str, problem: Problem) -> tuple[State, str]:
     noise = {name: results.models(f"{folder}/noise-{name}") for name in NAMES}
     cw = {name: results.models(f"{folder}/CW-{name}") for name in DEFENCE_NAMES}
     if not all(noise[n] and cw[n] for n in ("none", "Jacobian")):
-        return "not run", ""
+        return missing(results.names(f"{folder}/*"))
 
     def holds() -> bool:
         sigmas = results.config(f"{folder}/noise-Jacobian")["sigmas"]

@@ -13,7 +13,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.problems import Problem
 from experiments.lab.recipes import Recipe, defences, jacobian
 from experiments.page import plots, results
-from experiments.page.elements import State, of_claim
+from experiments.page.elements import State, missing, of_claim
 from experiments.studies.robustness import attack_cell
 
 PANELS = "white noise", "PGD", "CW"
@@ -64,12 +64,12 @@ def claim(folder: str, problem: Problem, full_seeds: int = 5) -> tuple[State, st
     found = values(folder)
     cw = [medians(folder, value)[-1] for value in found]
     if len(found) < 2 or not all(cw):
-        return "not run", ""
+        return missing(results.names(f"{folder}/*"))
     rises = lambda: all(low < high for low, high in itertools.pairwise(map(np.mean, cw)))
     return of_claim(f"{folder}/CW-{found[-1]}", rises, problem.num_steps, full_seeds)
 
 
-def table(folder: str) -> str:
+def table(folder: str, num_attacked: int = 1000) -> str:
     """Clean accuracy, norm and median distances by lambda_jr."""
     rows = []
     for value in values(folder):
@@ -85,7 +85,8 @@ def table(folder: str) -> str:
             ]
         )
     header = ["lambda_jr", "steps", "test accuracy, %", "‖J‖_F", *(f"{attack}, median L2" for attack in PANELS)]
-    return results.table(header, rows) if rows else "not run"
+    whole = results.table(header, rows) + results.fewer(results.names(f"{folder}/[PCw]*"), num_attacked)
+    return whole if rows else "not run"
 
 
 def figure(folder: str, problem: Problem):
