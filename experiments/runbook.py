@@ -4,9 +4,9 @@ Command:    python -m experiments runbook [--list] [--hours 8]      `make paper`
             python -m experiments runbook --gpu --hours 0.15        `make paper-gpu`: a piece of at most 9 minutes
 Says:       for every line its command, how many models are missing, and about how long they take on two CPU cores.
 Stops:      after --hours, by Ctrl-C, or when all is there; the same command goes on from the last checkpoint.
-Time:       weeks on two CPU cores; --list prints it line by line.
-Leaves:     what the experiments leave; models and checkpoints in files of under 16 MB each, so that they can be carried
-            from a borrowed machine. A line that fails is said at the end, and the others run.
+Time:       days on two CPU cores; --list prints it line by line.
+Leaves:     what the experiments leave; models and checkpoints in files of under 16 MB each, so that they can be copied
+            from machine to machine. A line that fails is said at the end, and the others run.
 """
 
 import dataclasses
@@ -37,6 +37,7 @@ CPU = (
     "table3 --columns 30 --seeds 1",
     "figure_s4 --num-steps 1500 --seeds 1",
     "figure_s5 --problem cifar10_resnet18 --num-steps 1500 --seeds 1",
+    "figure_s6 --problem cifar10_resnet18 --num-steps 1500 --seeds 1",
     "table3 --columns all --regularizers none Jacobian --seeds-all 1",
     "table1 --columns all",
     "table2",
@@ -45,6 +46,8 @@ CPU = (
     "figure_s5 --seeds 3",
     "figure2 --seeds 1",
     "figure_s6 --seeds 1",
+    "beyond_attacks --models base all",
+    "worst_case",
     "small_figure_s7",
     "sceptic --num-steps 15000",
     "sceptic --problem cifar10_ddnet --num-steps 15000",
@@ -52,7 +55,8 @@ CPU = (
 GPU = (
     *("table3", "figure_s3", "figure_s5 --problem cifar10_ddnet", "figure_s6 --problem cifar10_ddnet"),
     *("figure_s4", "figure_s5 --problem cifar10_resnet18", "figure_s6 --problem cifar10_resnet18"),
-    *("table1", "table2", "figure2", "figure3", "figure_s5", "figure_s6", "cost"),
+    *("table1", "table2", "figure2", "figure3", "figure_s5", "figure_s6", "figure1", "cost"),
+    *("beyond_attacks", "worst_case", "sceptic", "sceptic --problem cifar10_ddnet"),
 )
 SAME_STEP = {"cifar10_ddnet_gelu": "cifar10_ddnet"}  # taken to cost the same
 VARIANTS = {1: "n = 1", 3: "n = 3", "exact": "exact"}

@@ -71,7 +71,7 @@ def read(config: Config) -> dict:
         raise ValueError(f"cell must name a file of {config.results}, such as table1/1-none, got {config.cell!r}")
     committed = record.read_json(path)
     if str(config.seed) not in committed.get("models", {}):
-        held = ", ".join(sorted(committed.get("models", {}), key=int)) or "no models"
+        held = ", ".join(committed.get("models", {})) or "no models"
         raise ValueError(f"seed must be one that {path} holds, {held}; got {config.seed}")
     if step := committed["models"][str(config.seed)].get("diverged_at"):
         raise ValueError(f"seed must be one whose training stayed finite; {config.seed} diverged at step {step:,}")
@@ -90,6 +90,12 @@ def parsed(config: Config, committed: dict):
 def cell_of(config: Config, committed: dict) -> Cell:
     """How the model was trained and measured."""
     module, options = parsed(config, committed)
+    if not hasattr(module, "cells"):
+        name = module.__name__.rsplit(".", 1)[-1]
+        raise ValueError(
+            f"cell must be one of an experiment of cells, and {name}, which made {config.cell}, has none; "
+            f"python -m experiments {name} --out FOLDER makes all of it once more"
+        )
     known = {str(options.results.relative_to(options.out) / cell.name): cell for cell in module.cells(options)}
     command = committed["environment"]["command"]
     if config.cell not in known:

@@ -228,7 +228,7 @@ def soft_labels(f: Function, x: Array, *, temperature: float) -> Array:
     logits divided by T again find the adversarial images.
 
     Args:
-        f: the teacher, [B, ...] -> logits [B, C].
+        f: the teacher, [B, ...] -> logits [B, C], or one logit, [B] or [B, 1], of two classes.
         x: [B, ...].
         temperature: T.
 
@@ -236,7 +236,7 @@ def soft_labels(f: Function, x: Array, *, temperature: float) -> Array:
         [B, C], rows that sum to 1.
 
     Raises:
-        TypeError: temperature is not a number.
+        TypeError: temperature is not a number; f(x) is no array.
         ValueError: temperature not above 0, infinite or NaN.
 
     Example:
@@ -247,4 +247,4 @@ def soft_labels(f: Function, x: Array, *, temperature: float) -> Array:
     """
     checks.function("f", f)
     checks.positive("temperature", temperature)
-    return jax.nn.softmax(f(x) / temperature)
+    return jax.nn.softmax(as_logits(f(x)) / temperature)

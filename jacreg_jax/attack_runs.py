@@ -221,7 +221,8 @@ def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[
         if not (jnp.issubdtype(array.dtype, jnp.floating) or jnp.issubdtype(array.dtype, jnp.integer)):
             raise TypeError(f"{name} must be a number or numbers [N] to be swept, got {value!r}; see functools.partial")
         if array.ndim == 0:
-            return np.broadcast_to(np.asarray(array, np.float32), n)
+            is_class = name in programs.CLASSES and jnp.issubdtype(array.dtype, jnp.integer)
+            return np.broadcast_to(np.asarray(array, np.int32 if is_class else np.float32), n)
         if array.ndim > 1 and len(array) == 1:
             return np.broadcast_to(array, (n, *array.shape[1:]))
         if len(array) != n:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 import jax
 import numpy as np
 
-from jacreg_jax import checks, programs
+from jacreg_jax import checks, programs, signatures
 from jacreg_jax.types import Function, PyTree
 
 Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
@@ -69,7 +69,7 @@ def map_batches(
         rows = np.minimum(np.arange(start, start + batch_size), n - 1)  # the last sample fills the last batch
         return jax.tree.map(lambda a: a[rows], (list(arrays), named))
 
-    call, (first, more) = programs.compiled(fn), batch(0)
+    call, (first, more) = programs.compiled(fn, read=signatures.read_by(fn)), batch(0)
     program = programs.as_argument(f, *programs.example(first, {"samples": draws or None}))
     try:
         programs.test_values(call, program, *first, whole=every, **more)

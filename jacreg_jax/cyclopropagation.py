@@ -67,7 +67,7 @@ def activation_from(sigma: ElementWise) -> Activation:
         raise ValueError(f"sigma must map a scalar to a scalar, got shape {shape}")
     first, second = jax.grad(sigma), jax.grad(jax.grad(sigma))
     everywhere = lambda f: lambda x: jax.vmap(f)(x.ravel()).reshape(x.shape)
-    return Activation(sigma, everywhere(first), everywhere(second))
+    return Activation(everywhere(sigma), everywhere(first), everywhere(second))
 
 
 _ZERO = jnp.zeros_like

@@ -50,7 +50,11 @@ RISING |= {
     "min",
 }
 RISING |= {"reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_sum", "cumsum", "cummax", "cummin"}
-RISING |= {"add", "add_any", "clamp", "concatenate", "stack", "pad", "and", "or", "reduce_and", "reduce_or"}
+RISING |= {"add", "add_any", "clamp", "concatenate", "stack", "pad"}
+LOGICAL = {"and", "or", "reduce_and", "reduce_or"}  # rising where they are of booleans, and of nothing else
+RISING |= LOGICAL
+SAFE = {"max", "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin", "clamp"}
+SAFE |= {"concatenate", "stack", "pad", "sort", "sign", "not", "select_n"}  # give no integer that was not there
 SHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "rev", "copy", "copy_p"}
 SHAPES |= {"jacreg_patches", "gather", "dynamic_slice", "stop_gradient", "split", "real", "device_put", "pvary"}
 SHAPES |= {"tile", "unstack"}
@@ -92,6 +96,39 @@ Rule: TypeAlias = Callable[[Run, list[Any], list[bool]], list[Any]]  # (run, inp
 
 def rule_of(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
     """The rule of a primitive for these inputs, if it has one."""
+    if name in LOGICAL and not _of(equation.invars, jnp.bool_):
+        return None
+    if _of(equation.outvars, jnp.integer) and not _of(equation.invars, jnp.bool_):
+        return _whole_numbers(name, equation, boxes)
+    return _rule_of(name, equation, boxes)
+
+
+def _of(variables: Any, kind: Any) -> bool:
+    return all(jnp.issubdtype(v.aval.dtype, kind) for v in variables)
+
+
+def _whole_numbers(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
+    """Integers wrap: where an end leaves their type, the box is the whole of it."""
+    if name in BILINEAR:
+        return None
+    rule, info = _rule_of(name, equation, boxes), jnp.iinfo(equation.outvars[0].aval.dtype)
+    if rule is None or name in SAFE or name in SHAPES:
+        return rule
+    wide = lambda value: jax.tree.map(lambda a: a.astype(jnp.float32), value)  # rounds no number below 2^k to it
+
+    def bounded(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
+        of_floats = run if name != "convert_element_type" else lambda a: [a]
+        approximate = rule(of_floats, [wide(i) for i in inputs], boxes)
+        fits = lambda box: (box.low >= float(info.min)) & (box.high < float(info.max) + 1)
+        return [
+            Interval(jnp.where(fits(about), box.low, info.min), jnp.where(fits(about), box.high, info.max))
+            for box, about in zip(rule(run, inputs, boxes), approximate, strict=True)
+        ]
+
+    return bounded
+
+
+def _rule_of(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
     twice = len(equation.invars) == 2 and equation.invars[0] is equation.invars[1]  # x * x is no product of two boxes
     if name in RISING or (name == "sort" and len(boxes) == 1):
         return _ends

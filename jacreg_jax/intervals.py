@@ -31,7 +31,8 @@ def interval_bounds(f: Function, low: Array, high: Array) -> Interval:
         Interval of the shape of f's result.
 
     Raises:
-        TypeError: an operation without a rule; the message names it. low or high is not floating point.
+        TypeError: an operation without a rule; the message names it. low or high is not floating point; f gives
+            something else than one array.
         ValueError: shapes that differ; low above high somewhere or NaN, where both are concrete.
 
     Example:
@@ -53,7 +54,9 @@ def interval_bounds(f: Function, low: Array, high: Array) -> Interval:
         and not bool(jnp.all(low <= high))
     ):
         raise ValueError("low must not lie above high, nor be NaN")
-    closed = jax.make_jaxpr(f)(low)
+    closed, out = jax.make_jaxpr(f, return_shape=True)(low)
+    if not hasattr(out, "shape"):
+        raise TypeError(f"f must give one array, got {type(out).__name__}")
     (box,) = _interpret(closed.jaxpr, closed.consts, [Interval(low, high)])
     return box if isinstance(box, Interval) else Interval(box, box)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax import checks
+from jacreg_jax import checks, signatures
 from jacreg_jax.probes import Probe, sample_probes
 from jacreg_jax.programs import once
 from jacreg_jax.rows import Rows, batch_size, chunked, products_at_once, sum_sq
@@ -32,7 +32,7 @@ def exact_frobenius_sq(
     Args:
         f: batched function, [B, ...] -> [B, ...], rows independent; pytrees in and out are welcome.
         x: float array or pytree of arrays [B, ...].
-        mode: "reverse", "forward", or "auto", which takes forward where I < C.
+        mode: "reverse", "forward", or "auto", which takes forward where I < C and f has no rule for reverse mode alone.
         chunk_size: basis vectors handled at once. None: all at once (fastest), or where x or f(x) is large, as many as
             hold 2^24 entries of it. Smaller chunks are scanned with a checkpoint each, which bounds the memory of the
             gradient at one more product per basis vector.
@@ -54,7 +54,7 @@ def exact_frobenius_sq(
     inputs = Rows(x, "x")
     outputs = Rows(jax.eval_shape(f, x), "f(x)", batch=inputs.batch)
     checks.one_of("mode", mode, ("auto", "reverse", "forward"))
-    if mode == "forward" or (mode == "auto" and inputs.size < outputs.size):
+    if mode == "forward" or (mode == "auto" and inputs.size < outputs.size and _runs_forward(f, x)):
         _, jvp = jax.linearize(f, x)
         return _sum_over_basis(jvp, inputs, chunk_size, products_at_once(inputs, outputs, inputs.size))
     return exact_from_vjp(*jax.vjp(f, x), x, chunk_size=chunk_size)
@@ -198,6 +198,13 @@ def rows_are_independent(f: Function, x: PyTree, key: jax.Array, *, tolerance: f
     mixed, own = vjp(outputs.unravel(v * s[:, None])), jax.tree.map(scale, vjp(outputs.unravel(v)))
     cross = jax.tree.map(jnp.subtract, mixed, own)
     return jnp.sum(sum_sq(cross)) <= tolerance**2 * jnp.sum(sum_sq(own))
+
+
+def _runs_forward(f: Function, x: PyTree) -> bool:
+    """Whether f has a forward derivative: what holds a `custom_vjp` has none."""
+    closed = jax.make_jaxpr(f)(x)
+    programs = [closed.jaxpr, *(getattr(program, "jaxpr", program) for program in signatures.inner(closed.jaxpr))]
+    return not any(str(e.primitive).startswith("custom_vjp") for program in programs for e in program.eqns)
 
 
 def _distinct_weights(key: jax.Array, batch: int) -> Float[Array, " B"]:

@@ -16,13 +16,14 @@ from jax.typing import ArrayLike
 from jacreg_jax import attacks, checks as values, evaluation
 from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.gradient import is_zero
-from jacreg_jax.attacks.inputs import Named, inputs
+from jacreg_jax.attacks.inputs import inputs
 from jacreg_jax.attacks.losses import others, true_logit
 from jacreg_jax.attacks.pgd import Ball, ascend
 from jacreg_jax.attacks.result import NORMS, Norm, distance, spread
 from jacreg_jax.attacks.start import Goal, begin, finish
 from jacreg_jax.keys import normal_like
 from jacreg_jax.programs import once
+from jacreg_jax.signatures import Named
 from jacreg_jax.types import Array, Function
 
 

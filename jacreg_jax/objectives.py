@@ -40,6 +40,8 @@ def cross_entropy(
     label, z, mask = _label(batch), _wide(z), batch.get("mask")
     _check_mask(mask, z.shape[:-1])
     if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
+        if mask is not None:  # what is masked may hold anything
+            label = jnp.where(jnp.asarray(mask)[..., None] > 0, label, 1 / z.shape[-1])
         checks.shares("label", label, of_one=True)
         soft, hard = label, jnp.argmax(label, -1)
     elif jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
@@ -83,10 +85,11 @@ def squared_error(z: Float[Array, "B *S"], batch: Batch) -> tuple[Float[Array, "
         >>> squared_error(jnp.zeros((1, 2)), {"label": jnp.asarray([[3.0, 4.0]])})[0]
         Array([25.], dtype=float32)
     """
+    z = _wide(z)
     label = _label(batch, z.shape)
     _refuse_mask(batch)
     checks.all_finite("label", label)
-    losses = jnp.sum((_wide(z) - label).reshape(len(z), -1) ** 2, axis=1)
+    losses = jnp.sum((z - label).reshape(len(z), -1) ** 2, axis=1)
     return losses, {"squared_error": losses}
 
 
@@ -108,7 +111,8 @@ def binary_cross_entropy(z: Float[Array, "B *C"], batch: Batch) -> tuple[Float[A
         >>> binary_cross_entropy(jnp.zeros((1, 2)), {"label": jnp.asarray([[0, 1]])})[0].round(3)
         Array([1.386], dtype=float32)
     """
-    label, z = _label(batch, z.shape), _wide(z)
+    z = _wide(z)
+    label = _label(batch, z.shape)
     _refuse_mask(batch)
     checks.shares("label", label)
     losses = optax.sigmoid_binary_cross_entropy(z, label.astype(z.dtype)).reshape(len(z), -1).sum(1)
@@ -140,7 +144,9 @@ def _refuse_mask(batch: Batch) -> None:
         raise ValueError("mask marks tokens of classification_loss; here it would do nothing. Give batch['weight'] [B]")
 
 
-def _wide(z: Array) -> Array:
+def _wide(z: Any) -> Array:
+    if not hasattr(z, "astype"):
+        raise TypeError(f"f(x) must be one array [B, ...], got {type(z).__name__}")
     return z.astype(at_least_float32(z.dtype))
 
 

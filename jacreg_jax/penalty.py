@@ -222,7 +222,7 @@ def on_random_rows(
         return penalise(x, key, *rest)
     keys = sample_keys(key, batch)
     part, others = _random_part(keys, size)
-    rows = lambda tree, index: jax.tree.map(lambda leaf: leaf[index], tree)
+    rows = lambda tree, index: jax.tree.map(lambda leaf: jnp.asarray(leaf)[index], tree)
     if needs_whole:
         value = f(x)
         _, found = penalise(rows(x, part), keys[part], *rows(rest, part))

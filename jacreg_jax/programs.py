@@ -5,11 +5,11 @@ parameters have changed since gives its old answers. Here f is traced at every c
 become arguments; only where the program differs is anything compiled.
 """
 
+import dataclasses
 import functools
 import itertools
 import re
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
-from jacreg_jax import checks
+from jacreg_jax import checks, signatures
 from jacreg_jax.concrete import Deferred, deferred
 from jacreg_jax.types import Array, Function, PyTree
 
@@ -35,7 +35,7 @@ class _Program:
 
     def __init__(self, closed: ClosedJaxpr, shapes: Any, out_tree: Any) -> None:
         self.jaxpr, self.shapes, self.out_tree = closed.jaxpr, _kind(shapes), out_tree
-        self.held = list(_inner_constants(closed.jaxpr))  # alive, so that their ids stay theirs
+        self.held = _inner_constants(closed.jaxpr)  # alive, so that their ids stay theirs
 
     def __call__(self, constants: list[Array], *args: PyTree) -> PyTree:
         if _kind(args) != self.shapes:
@@ -74,9 +74,10 @@ def _known(f: Function, *args: Any) -> Function | None:
     if getattr(jax.config, "jax_disable_jit"):  # noqa: B009, no attribute to a type checker
         return None
     shapes = jax.eval_shape(lambda *args: args, *args)
+    again = lambda *args: f(*args)  # f as another function: JAX keeps the trace of f, and the arrays of that time
     try:
-        # f as another function: JAX keeps the trace of f itself, and with it the arrays of that time
-        closed, out = jax.make_jaxpr(lambda *args: f(*args), return_shape=True)(*shapes)
+        closed, out = jax.make_jaxpr(again, return_shape=True)(*shapes)
+        rules = signatures.of_rules(closed, again, shapes)
     except Exception:  # the real call says what is wrong
         return None
     text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
@@ -84,7 +85,7 @@ def _known(f: Function, *args: Any) -> Function | None:
         return None
     out_tree = jax.tree.structure(out)
     inner = tuple(id(c) for c in _inner_constants(closed.jaxpr))
-    signature = text, _kind(shapes), out_tree, inner, _callables(f)
+    signature = text, _kind(shapes), out_tree, inner, rules
     try:
         known = _programs.setdefault(getattr(f, "__code__", f), {})
     except TypeError:  # no weak reference to it
@@ -99,28 +100,9 @@ def fresh(f: Function) -> Function:
     return f if isinstance(f, jax.tree_util.Partial) else Partial(lambda *args: f(*args))
 
 
-def _inner_constants(jaxpr: Jaxpr) -> Iterator[Any]:
+def _inner_constants(jaxpr: Jaxpr) -> list[Any]:
     """The arrays that calls within the program hold."""
-    for equation in jaxpr.eqns:
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: isinstance(v, ClosedJaxpr)):
-            if isinstance(value, ClosedJaxpr):
-                yield from value.consts
-                yield from _inner_constants(value.jaxpr)
-            elif isinstance(value, Jaxpr):
-                yield from _inner_constants(value)
-
-
-def _callables(f: Function) -> tuple[Any, ...]:
-    """The functions that f closes over; their derivative rules do not show in the program."""
-    found = []
-    for cell in getattr(f, "__closure__", None) or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # empty
-            continue
-        if isinstance(content, types.FunctionType | functools.partial | jax.custom_jvp | jax.custom_vjp):
-            found.append(content)
-    return tuple(found)
+    return [c for program in signatures.inner(jaxpr) if isinstance(program, ClosedJaxpr) for c in program.consts]
 
 
 # compiled calls that check what they could not while they were traced
@@ -144,15 +126,15 @@ ROWS = ("x", "y", "key")  # the arguments after f, in the one order
 
 
 @functools.lru_cache(maxsize=64)
-def compiled(function: Function, static: tuple[tuple[str, Any, Any], ...] = ()) -> Any:
+def compiled(function: Function, static: tuple[tuple[str, Any, Any], ...] = (), read: Hashable = None) -> Any:
     """jit of (f, x, y, key, **named) -> (what the function gives, the tests left to whoever holds the values).
 
-    The function object is the name of the program: define it once.
+    The function object is the name of the program, together with the values that it has read: define it once.
     """
 
     def traced(f: Function, *rows: Any, **named: Any) -> tuple[PyTree, _Tests]:
         with deferred(dict(zip(ROWS, rows, strict=False)) | named) as tests:
-            result = function(f, *rows, **named, **{name: value for name, value, _ in static})
+            result = function(f, *rows, **named, **{name: _plain(value) for name, value, _ in static})
         return result, _Tests(tests)
 
     return jax.jit(traced)
@@ -225,13 +207,13 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
         named = dict(options)
         f, *rows = cast(Any, args or (None,))
         rows += [named.pop(name) for name in _given_next(ROWS[len(rows) :], named)]
-        named |= {name: _hashable(named[name]) for name in ("bounds",) if name in named}
+        named |= {name: signatures.Named(named[name]) for name in ("bounds",) if name in named and _is_concrete(named)}
         swept = {name: named.pop(name) for name in (SWEPT | CLASSES) & named.keys() if _is_number(named[name])}
         try:
             program = _known(f, *example(rows, named)) if _is_concrete(args, named, swept) else None
             static = tuple((name, value, _kinds(value)) for name, value in sorted(named.items()))
             hash(static)
-        except (TypeError, IndexError, AttributeError):  # the attack says what is wrong
+        except (TypeError, IndexError, AttributeError, signatures.Unknown):  # the attack says what is wrong
             program = None
         if program is None:
             return attack(*args, **options)
@@ -260,14 +242,13 @@ def _is_number(value: Any) -> bool:
 
 
 def _kinds(value: Any) -> Any:
-    """Types, as 1, 1.0 and True are equal but not all of them are counts."""
+    """Types, as 1, 1.0 and True are equal but not all of them are counts; of a function what it reads."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # a criterion
+        return type(value), *map(_kinds, vars(value).values())
+    if callable(value) and not isinstance(value, type):
+        return signatures.of_surroundings(value)
     return tuple(map(_kinds, value)) if isinstance(value, tuple) else type(value)
 
 
-def _hashable(value: Any) -> Any:
-    """Small arrays and pairs of them as nested tuples of numbers."""
-    if isinstance(value, tuple | list):
-        return tuple(map(_hashable, value))
-    if isinstance(value, jax.core.Tracer) or not isinstance(value, np.ndarray | jax.Array) or value.size > 1024:
-        return value
-    return _hashable(np.asarray(value).tolist())
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, signatures.Named) else value

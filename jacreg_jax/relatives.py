@@ -5,6 +5,7 @@ batch and add (coefficient / 2) times it to the loss; `penalties.of(function, ..
 x and f(x) may be pytrees of arrays, unless said otherwise.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -53,6 +54,11 @@ def input_gradient_penalty(
     logits = jax.eval_shape(f, x)
     if len(getattr(logits, "shape", ())) < 2:
         raise ValueError(f"f(x) must be logits [B, ..., C], got {getattr(logits, 'shape', type(logits).__name__)}")
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"f(x) must be logits of at least 2 classes, got shape {logits.shape}; stack a single logit z of class 1 "
+            "as (0, z)"
+        )
     y = checks.labels(y, logits.shape[:-1], logits.shape[-1])
 
     def loss(x: PyTree) -> Array:
@@ -186,14 +192,14 @@ def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: 
 def target_jacobian_sq(
     f: Function, x: Array, target: Array, key: jax.Array | None = None, *, num_projections: int | None = None
 ) -> Float[Array, " B"]:
-    """||J - J*||_F^2 for a given J*, [B, C, ...] or [C, ...] with the input's shape behind; exact, or projected; 1 + n.
+    """||J - J*||_F^2 for a given J*, exact or projected; costs 1 + n.
 
     It is the Jacobian norm of f(x) - J* x, with J* x linear in x.
 
     Args:
-        f: batched function to one array [B, C].
+        f: batched function to one array [B, ...].
         x: one float array [B, ...].
-        target: J*.
+        target: J*, [B, ..., ...] or [..., ...]: the output's shape and the input's behind it.
         key: typed key, or B of them; needed for projections.
         num_projections: n; None for exact.
 
@@ -213,11 +219,14 @@ def target_jacobian_sq(
         raise TypeError(f"x must be one array [B, ...], got {type(x).__name__}")
     batch_size(x)
     z = jax.eval_shape(f, x)
+    if not hasattr(z, "shape"):
+        raise TypeError(f"f(x) must be one array [B, ...], got {type(z).__name__}")
     shape = (*z.shape, *x.shape[1:])
     if jnp.shape(target) not in (shape, shape[1:]):
         raise ValueError(f"target must have shape {shape} or {shape[1:]}, got {jnp.shape(target)}")
-    rows = jnp.broadcast_to(target, shape).reshape(*z.shape, -1)
-    difference = lambda x: f(x) - jnp.einsum("bci,bi->bc", rows, x.reshape(len(x), -1))
+    rows = jnp.broadcast_to(target, shape).reshape(len(x), -1, math.prod(x.shape[1:]))
+    linear = lambda x: jnp.einsum("bci,bi->bc", rows, x.reshape(len(x), -1))
+    difference = lambda x: f(x).reshape(len(x), -1) - linear(x)
     if num_projections is None:
         return exact_frobenius_sq(difference, x)
     return projected_frobenius_sq(difference, x, key, num_projections=num_projections)  # type: ignore[arg-type]

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jacreg_jax import attacks
-from jacreg_jax.attacks.inputs import Named
 from jacreg_jax.attacks.start import Goal, begin
+from jacreg_jax.signatures import Named
 from jacreg_jax.types import Array, Function
 
 MEANINGS = {

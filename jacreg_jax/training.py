@@ -67,7 +67,7 @@ def init_state(params: PyTree, optimizer: Optimizer, key: jax.Array, model_state
         TrainState.
 
     Raises:
-        TypeError: key is not a typed key, optimizer no optax transformation.
+        TypeError: key is not a typed key, optimizer no optax transformation; a leaf of params is not floating point.
 
     Example:
         >>> state = init_state({"w": jnp.ones(3)}, optax.sgd(0.1), jax.random.key(0))
@@ -76,6 +76,13 @@ def init_state(params: PyTree, optimizer: Optimizer, key: jax.Array, model_state
     """
     check_key(key)
     check_optimizer(optimizer)
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(dtype := getattr(leaf, "dtype", type(leaf)), jnp.inexact):
+            where = jax.tree_util.keystr(path)
+            raise TypeError(
+                f"params must hold floating point arrays, got {dtype} at {where or 'the top'}; what is not trained "
+                "belongs in model_state"
+            )
     params, model_state = jax.tree.map(_copy, (params, {} if model_state is None else model_state))
     opt_state = jax.tree.map(_copy, optimizer.init(params))  # may hold params themselves
     return TrainState(params, opt_state, model_state, jnp.zeros((), jnp.int32), _copy(key))

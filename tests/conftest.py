@@ -30,6 +30,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src import monitoring  # counts compilations only
 
 ROOT = Path(__file__).resolve().parents[1]
 NEIGHBOURING_DATA = ROOT.parent / "shared" / "data" / "tensorflow_datasets"
@@ -113,3 +114,13 @@ def small_mlp(key):
     params = mlp_params(key, (12, 16, 8, 5))
     x = jax.random.normal(jax.random.fold_in(key, 99), (6, 12))
     return lambda x: mlp(params, x), x
+
+
+@pytest.fixture
+def compilations():
+    """[How many programs XLA has compiled so far]."""
+    total = [0]
+    listener = lambda name, *_, **__: total.__setitem__(0, total[0] + ("backend_compile" in name))
+    monitoring.register_event_duration_secs_listener(listener)
+    yield total
+    monitoring.unregister_event_duration_listener(listener)

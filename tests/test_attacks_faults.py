@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src import monitoring  # counts compilations only
 
 from jacreg_jax import attacks, certify, decision_cells, evaluation, masking
 
@@ -352,15 +351,6 @@ def test_masking_checks_of_feature_vectors(data):
 
 
 # programs: never stale, compiled once
-
-
-@pytest.fixture
-def compilations():
-    total = [0]
-    listener = lambda name, *_, **__: total.__setitem__(0, total[0] + ("backend_compile" in name))
-    monitoring.register_event_duration_secs_listener(listener)
-    yield total
-    monitoring.unregister_event_duration_listener(listener)
 
 
 LOOPED = ("pgd", "apgd", "carlini_wagner", "ddn", "fab", "square", "pgd_distance", "fgsm_distance")

@@ -8,9 +8,9 @@ import pytest
 
 from jacreg_jax import attacks, datasets, evaluation, masking, training
 from jacreg_jax.adversarial_training import at_temperature, pgd, random_fgsm, soft_labels
-from jacreg_jax.attacks.inputs import Named
 from jacreg_jax.attacks.losses import log_odds, margin
 from jacreg_jax.models import MLP, LeNet, initialize, predictor, train_mode
+from jacreg_jax.signatures import Named
 from tests.conftest import mlp, mlp_params
 
 MODULE = MLP((64, 10))

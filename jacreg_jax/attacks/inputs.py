@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jacreg_jax import checks
 from jacreg_jax.checks import Bounds
@@ -91,32 +90,3 @@ def _pairs(bounds: Any, leaves: list[Any]) -> list[Any]:
     low, high = map(of_leaves, bounds)
     is_float = [jnp.issubdtype(getattr(v, "dtype", int), jnp.floating) for v in leaves]
     return [(a, b) if m else None for a, b, m in zip(low, high, is_float, strict=True)]
-
-
-class Named:
-    """Bounds as the name of a compiled program: equal where all numbers in them are; `value` is what came.
-
-    Args:
-        value: numbers, arrays, None, or pytrees of them, such as ({"age": 0.0, "kind": None}, None).
-
-    Raises:
-        TypeError: it holds something else.
-
-    Example:
-        >>> Named((np.zeros(2), None)) == Named((jnp.zeros(2), None))
-        True
-    """
-
-    def __init__(self, value: Any) -> None:
-        leaves, structure = jax.tree.flatten(value)
-        for leaf in leaves:
-            if not isinstance(leaf, int | float) and not hasattr(leaf, "shape"):
-                raise TypeError(f"bounds must be numbers, arrays or None here, got {type(leaf).__name__}")
-        arrays = [np.asarray(leaf) for leaf in leaves]
-        self.value, self.name = value, (str(structure), *((a.shape, tuple(a.ravel().tolist())) for a in arrays))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Named) and self.name == other.name
-
-    def __hash__(self) -> int:
-        return hash(self.name)

@@ -53,7 +53,7 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
         merged = equinox.combine(params, rest)
         if mode is not None:
             merged = equinox.nn.inference_mode(merged, value=mode == "eval")
-        keys = jax.random.split(key, len(x)) if takes_key and key is not None else None
+        keys = _keys_of_rows(key, x) if takes_key and key is not None else None
         options = (lambda key: {"key": key}) if takes_key else (lambda key: {})
         axes = None if keys is None else 0
         if isinstance(state, equinox.nn.State):
@@ -73,6 +73,11 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
     rebuild = lambda params, state: (equinox.combine(params, rest), state)
     initial = {} if state is None else state
     return Functional(call, params, initial, train, evaluate, at_batch_statistics(statistics, evaluate), rebuild)
+
+
+def _keys_of_rows(key: Any, x: PyTree) -> Any:
+    """A key for each row, none of which is that of the row in a penalty which shares the key."""
+    return jax.random.split(jax.random.fold_in(key, 1), len(jax.tree.leaves(x)[0]))
 
 
 @contextlib.contextmanager

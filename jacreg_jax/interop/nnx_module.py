@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from jacreg_jax import shares
+from jacreg_jax import checks, shares
 from jacreg_jax.functional import Functional, reads_running_statistics
 from jacreg_jax.interop.function import require
 from jacreg_jax.types import PyTree
@@ -35,6 +35,8 @@ def from_nnx(model: Any) -> Functional:
     from flax import nnx
 
     require(isinstance(model, nnx.Module), "flax.nnx.Module", model)
+    model = nnx.clone(model)
+    nnx.pop(model, nnx.Intermediate)  # what an earlier call has sown
     parts: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
     graph, params, streams, state = parts
     is_random = bool(jax.tree.leaves(streams))
@@ -53,6 +55,8 @@ def from_nnx(model: Any) -> Functional:
     def call(params: PyTree, state: PyTree, x: Any, key: Any = None, *, mode: str = "") -> tuple[Any, PyTree]:
         module = merged(params, state, key, mode)
         output = module(x)
+        if nnx.pop(module, nnx.Intermediate):
+            checks.warn("the module sows: what it sows is kept out of the model's state, and no loss sees it")
         new: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
         return output, new[3]
 

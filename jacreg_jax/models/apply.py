@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import unfreeze
 
 from jacreg_jax import checks, shares
 from jacreg_jax.functional import Output, at_batch_statistics, reads_running_statistics
@@ -241,11 +242,16 @@ def _applied(
 
 
 def _without_sown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    """The new state. Collections that a call adds to, as `sow` does, are no state: they stay as they were."""
+    """The new state. Collections that a call adds to, as `sow` does, are no state: they stay as they were.
+
+    flax gives dictionaries for the FrozenDicts that it is called with; each comes back as it was.
+    """
     state = dict(new)
     for name in old:
-        before, after = (str(jax.tree.structure(state.get(name))) for state in (old, new))
-        if before != after:
+        before, after = (str(jax.tree.structure(unfreeze(state.get(name, {})))) for state in (old, new))
+        if before == after:
+            state[name] = jax.tree.unflatten(jax.tree.structure(old[name]), jax.tree.leaves(new[name]))
+        else:
             state[name] = old[name]
             checks.warn(
                 f"collection {name!r} of the module grows in every call, as `sow` makes it: it is kept out of the "

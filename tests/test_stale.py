@@ -1,0 +1,157 @@
+"""Eager calls compile once for equal programs, and never answer for a function that reads another value by now."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jacreg_jax import attacks, evaluation, exact_frobenius_sq, signatures, value_and_penalty
+from jacreg_jax.attacks import criteria
+
+SETTING = {"slope": 1.0}
+LIMIT, SIGN = 0.1, 1.0  # globals of functions below
+ONE_STEP = {"epsilon": 0.5, "step_size": 0.5, "num_steps": 1}
+
+
+def by_jvp(slope):
+    @jax.custom_jvp
+    def act(x):
+        return (x > 0).astype(x.dtype)
+
+    act.defjvp(lambda primals, tangents: (act(*primals), slope * tangents[0]))
+    return act
+
+
+def by_jvps(slope):
+    act = jax.custom_jvp(lambda x: (x > 0).astype(x.dtype))
+    act.defjvps(lambda tangent, answer, x: slope * tangent)
+    return act
+
+
+def by_vjp(slope):
+    act = jax.custom_vjp(lambda x: (x > 0).astype(x.dtype))
+    act.defvjp(lambda x: (act(x), None), lambda _, cotangent: (slope * cotangent,))
+    return act
+
+
+def by_array(slope):
+    held = jnp.full((2, 3), slope)
+    act = jax.custom_vjp(lambda x: (x > 0).astype(x.dtype))
+    act.defvjp(lambda x: (act(x), None), lambda _, cotangent: (held * cotangent,))
+    return act
+
+
+def in_a_jit(slope):
+    return jax.jit(by_jvp(slope))
+
+
+RULES = [by_jvp, by_jvps, by_vjp, by_array, in_a_jit]
+HOLDERS = {
+    "attribute": lambda act: functools.partial(
+        lambda net, x: net.act(2 * x), type("Net", (), {"act": staticmethod(act)})
+    ),
+    "default": lambda act: lambda x, act=act: act(2 * x),
+    "cell": lambda act: lambda x: act(2 * x),
+    "loop": lambda act: lambda x: jax.lax.fori_loop(0, 1, lambda _, x: act(2 * x), x),
+}
+
+
+CASES = [(rule, holder) for rule in RULES for holder in HOLDERS if holder != "loop" or rule is by_jvp]
+
+
+@pytest.mark.parametrize(("rule", "holder"), CASES, ids=lambda case: getattr(case, "__name__", case))
+def test_models_that_differ_in_a_derivative_rule_alone(rule, holder):
+    """||J||_F^2 of the surrogate gradient is 3 (2 slope)^2, whoever was asked before."""
+    x, key = jnp.ones((2, 3)), jax.random.key(0)
+    for slope in (1.0, 10.0, 1.0):
+        f = HOLDERS[holder](rule(slope))
+        right = 12 * slope**2
+        np.testing.assert_allclose(exact_frobenius_sq(f, x), right, rtol=1e-5)
+        np.testing.assert_allclose(value_and_penalty(f, x, key)[1], right, rtol=1e-5)
+        np.testing.assert_allclose(evaluation.jacobian_norms(f, np.asarray(x)) ** 2, right, rtol=1e-5)
+
+
+def test_a_rule_that_reads_a_setting():
+    turned = jax.custom_vjp(lambda x: x)
+    turned.defvjp(lambda x: (x, None), lambda _, cotangent: (SETTING["slope"] * cotangent,))
+    step = lambda: attacks.pgd(turned, jnp.array([[0.6, 0.4]]), jnp.array([0]), **ONE_STEP).x_adv[0, 0]
+    first = float(step())
+    try:
+        SETTING["slope"] = -1.0
+        assert (first, float(step())) == (pytest.approx(0.1), 1.0)
+    finally:
+        SETTING["slope"] = 1.0
+
+
+def test_rules_of_equal_models_compile_once(compilations):
+    x = jnp.ones((2, 3))
+    exact_frobenius_sq(HOLDERS["cell"](by_jvp(2.0)), x)
+    before = compilations[0]
+    exact_frobenius_sq(HOLDERS["cell"](by_jvp(2.0)), x)
+    assert compilations[0] == before
+
+
+def test_the_rules_of_jax_itself_are_not_written_out():
+    of = lambda f: signatures.of_rules(jax.make_jaxpr(f)(jnp.ones(3)), f, (jax.ShapeDtypeStruct((3,), jnp.float32),))
+    assert of(lambda x: jax.nn.gelu(jax.nn.relu(x))) == ()
+    assert len(of(by_jvp(1.0))) == 2, "two orders"
+    assert of(by_jvp(1.0)) == of(by_jvp(1.0))
+    assert of(by_jvp(1.0)) != of(by_jvp(2.0))
+
+
+def moved_up(z, y):
+    return z[:, 0] - LIMIT
+
+
+def signed(z, y):
+    return SIGN * z[:, 0]
+
+
+CRITERIA = {
+    "function": lambda: moved_up,
+    "of_margin": lambda: criteria.of_margin(moved_up),
+    "partial": lambda: functools.partial(lambda scale, z, y: scale * moved_up(z, y), 1.0),
+}
+
+
+@pytest.mark.parametrize("kind", CRITERIA)
+def test_a_criterion_that_reads_another_limit(kind, monkeypatch):
+    x, criterion = np.zeros((1, 2), np.float32), CRITERIA[kind]()
+    attack = functools.partial(attacks.pgd, criterion=criterion, num_steps=1)
+    for limit, right in ((0.1, True), (100.0, False), (0.1, True)):
+        monkeypatch.setitem(globals(), "LIMIT", limit)
+        assert attacks.pgd(lambda x: x, x, None, criterion=criterion, **ONE_STEP).success.tolist() == [right]
+        swept = {"epsilon": 0.5, "step_size": 0.5}
+        assert evaluation.run_attack(attack, lambda x: x, x, None, jax.random.key(0), **swept).success.tolist() == [
+            right
+        ]
+
+
+def test_a_loss_that_reads_another_sign(monkeypatch):
+    x, y = jnp.zeros((1, 2)), jnp.array([0])
+    for sign in (1.0, -1.0):
+        monkeypatch.setitem(globals(), "SIGN", sign)
+        found = attacks.pgd(lambda x: x, x, y, loss=signed, bounds=None, **ONE_STEP)
+        assert float(found.x_adv[0, 0]) == sign * 0.5
+
+
+def test_what_is_read_is_a_key():
+    """Numbers by value, arrays by what they are, and nothing that could change in place."""
+    limit = 1.0
+    read = lambda z: z - limit
+    first = signatures.of_surroundings(read)
+    limit = 2.0
+    assert signatures.of_surroundings(read) != first
+    held = {"limit": 1.0}
+    with pytest.raises(signatures.Unknown):
+        signatures.of_surroundings(lambda z: z - held["limit"])
+    assert signatures.read_by(lambda z: z - held["limit"]) is None
+    array = np.ones(3)
+    by_value = lambda z: z - array
+    first = signatures.of_surroundings(by_value)
+    assert signatures.of_surroundings(by_value) == first
+    array[0] = 5
+    assert signatures.of_surroundings(by_value) != first
+    assert signatures.of_surroundings(attacks.losses.margin) == ()
