@@ -1,8 +1,7 @@
 """Relatives of the Jacobian penalty, one function each: same f, [B, ...] -> [B, ...], rows independent; [B] out.
 
-Costs count whole training steps in units of the plain one, as 1 + n does for n projections. Take the mean over the
-batch and add (coefficient / 2) times it to the loss; `penalties.of(function, ...)` brings one into the train step.
-x and f(x) may be pytrees of arrays, unless said otherwise.
+Costs count whole steps in units of the plain one, as 1 + n does for n projections. Add (coefficient / 2) times the mean
+over the batch to the loss, by `penalties.of(function, ...)` in the train step. x and f(x) may be pytrees, if not said.
 """
 
 import math
@@ -50,15 +49,8 @@ def input_gradient_penalty(
     """
     checks.function("f", f)
     checks.one_of("norm", norm, ("l2", "l1"))
-    batch_size(x)
     logits = jax.eval_shape(f, x)
-    if len(getattr(logits, "shape", ())) < 2:
-        raise ValueError(f"f(x) must be logits [B, ..., C], got {getattr(logits, 'shape', type(logits).__name__)}")
-    if logits.shape[-1] < 2:
-        raise ValueError(
-            f"f(x) must be logits of at least 2 classes, got shape {logits.shape}; stack a single logit z of class 1 "
-            "as (0, z)"
-        )
+    checks.class_logits(logits, batch_size(x))
     y = checks.labels(y, logits.shape[:-1], logits.shape[-1])
 
     def loss(x: PyTree) -> Array:
@@ -225,8 +217,7 @@ def target_jacobian_sq(
     if jnp.shape(target) not in (shape, shape[1:]):
         raise ValueError(f"target must have shape {shape} or {shape[1:]}, got {jnp.shape(target)}")
     rows = jnp.broadcast_to(target, shape).reshape(len(x), -1, math.prod(x.shape[1:]))
-    linear = lambda x: jnp.einsum("bci,bi->bc", rows, x.reshape(len(x), -1))
-    difference = lambda x: f(x).reshape(len(x), -1) - linear(x)
+    difference = lambda x: f(x).reshape(len(x), -1) - jnp.einsum("bci,bi->bc", rows, x.reshape(len(x), -1))
     if num_projections is None:
         return exact_frobenius_sq(difference, x)
     return projected_frobenius_sq(difference, x, key, num_projections=num_projections)  # type: ignore[arg-type]

@@ -76,13 +76,7 @@ def init_state(params: PyTree, optimizer: Optimizer, key: jax.Array, model_state
     """
     check_key(key)
     check_optimizer(optimizer)
-    for path, leaf in jax.tree.leaves_with_path(params):
-        if not jnp.issubdtype(dtype := getattr(leaf, "dtype", type(leaf)), jnp.inexact):
-            where = jax.tree_util.keystr(path)
-            raise TypeError(
-                f"params must hold floating point arrays, got {dtype} at {where or 'the top'}; what is not trained "
-                "belongs in model_state"
-            )
+    checks.trainable(params)
     params, model_state = jax.tree.map(_copy, (params, {} if model_state is None else model_state))
     opt_state = jax.tree.map(_copy, optimizer.init(params))  # may hold params themselves
     return TrainState(params, opt_state, model_state, jnp.zeros((), jnp.int32), _copy(key))

@@ -30,10 +30,11 @@ MAP = {
     "deprecation": (set(), {"checks"}),
     "rows": (BASE, FLOOR),
     "probes": (BASE, FLOOR),
-    "jacobian": (BASE, FLOOR | {"probes", "programs", "rows"}),
+    "jacobian": (BASE, FLOOR | {"probes", "programs", "rows", "signatures"}),
     "mean_norm": (BASE, FLOOR | {"probes", "rows"}),
     "concrete": (BASE, FLOOR),
-    "programs": (BASE, FLOOR | {"concrete"}),
+    "programs": (BASE, FLOOR | {"concrete", "signatures"}),
+    "signatures": (BASE, set()),
     "guard": (BASE, FLOOR),
     "penalty": (BASE, FLOOR | {"mean_norm", "probes", "programs", "rows"}),
     "penalties": (BASE, FLOOR | {"mean_norm", "penalty", "probes"}),
@@ -61,11 +62,11 @@ MAP = {
     "predictions": (BASE, FLOOR),
     "attacks": (BASE | {"optax"}, FLOOR | {"deprecation", "predictions", "programs", "rows"}),
     "adversarial_training": (BASE, FLOOR | {"attacks", "predictions"}),
-    "batches": (BASE, FLOOR | {"programs"}),
+    "batches": (BASE, FLOOR | {"programs", "signatures"}),
     "fooling": (BASE, FLOOR),
     "attack_runs": (BASE, FLOOR | {"batches", "deprecation", "predictions", "programs"}),
     "evaluation": (BASE, FLOOR | {"attack_runs", "batches", "deprecation", "fooling", "jacobian", "predictions"}),
-    "masking": (BASE, FLOOR | {"attacks", "batches", "evaluation", "predictions", "programs"}),
+    "masking": (BASE, FLOOR | {"attacks", "batches", "evaluation", "predictions", "programs", "signatures"}),
     "corruptions": (BASE, FLOOR | {"corruption_filters"}),
     "corruption_filters": (BASE, FLOOR),
     "reporting": (
@@ -74,7 +75,7 @@ MAP = {
         | {"attacks", "certify", "corruptions", "evaluation", "masking", "reporting_result", "reporting_sections"},
     ),
     "reporting_result": (BASE, set()),
-    "reporting_sections": (BASE, FLOOR | {"attacks"}),
+    "reporting_sections": (BASE, FLOOR | {"attacks", "signatures"}),
     "reporting_figure": (BASE, set()),
     "decision_cells": (BASE, FLOOR | {"predictions", "programs"}),
     "interval_rules": (BASE, FLOOR | {"intervals"}),
@@ -202,7 +203,7 @@ def test_public_functions_are_annotated(function):
 
 
 # the inside of checked entrances, in one or two sentences; of `keys`, streams that a step has made
-BRIEF_MODULES = {"checks", "rows", "mean_norm"}
+BRIEF_MODULES = {"checks", "rows", "mean_norm", "signatures"}
 FAMILIES = set(jacreg_jax.corruptions.FAMILIES)  # of one form, said once above them
 BRIEF = {"keys.check_key", "keys.model_key", "keys.part_key", "keys.perturbation_keys", "penalties.checked"}
 BRIEF |= {"penalty.value_and", "penalty.depends_on_argument", "penalty.on_random_rows", "sharding.check_mesh"}

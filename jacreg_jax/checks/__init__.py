@@ -17,6 +17,7 @@ from jacreg_jax.checks.arrays import (
     on_host as on_host,
     outputs as outputs,
     sample_values as sample_values,
+    trainable as trainable,
 )
 from jacreg_jax.checks.functions import function as function, pure as pure
 from jacreg_jax.checks.numbers import (

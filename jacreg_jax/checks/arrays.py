@@ -270,3 +270,18 @@ def _inside(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         raise ValueError(
             f"x must lie in bounds ({short(low)}, {short(high)}), got values from {wide.min()} to {wide.max()}"
         )
+
+
+def trainable(params: Any) -> None:
+    """Parameters that have a gradient.
+
+    Raises:
+        TypeError: a leaf is not floating point; it is named.
+    """
+    for path, leaf in jax.tree.leaves_with_path(params):
+        if not jnp.issubdtype(dtype := getattr(leaf, "dtype", type(leaf)), jnp.inexact):
+            where = jax.tree_util.keystr(path) or "the top"
+            raise TypeError(
+                f"params must hold floating point arrays, got {dtype} at {where}; what is not trained belongs in "
+                "model_state"
+            )
