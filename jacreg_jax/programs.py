@@ -207,10 +207,11 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
         named = dict(options)
         f, *rows = cast(Any, args or (None,))
         rows += [named.pop(name) for name in _given_next(ROWS[len(rows) :], named)]
-        named |= {name: signatures.Named(named[name]) for name in ("bounds",) if name in named and _is_concrete(named)}
         swept = {name: named.pop(name) for name in (SWEPT | CLASSES) & named.keys() if _is_number(named[name])}
         try:
             program = _known(f, *example(rows, named)) if _is_concrete(args, named, swept) else None
+            if "bounds" in named and program is not None:
+                named["bounds"] = signatures.Named(named["bounds"])
             static = tuple((name, value, _kinds(value)) for name, value in sorted(named.items()))
             hash(static)
         except (TypeError, IndexError, AttributeError, signatures.Unknown):  # the attack says what is wrong

@@ -49,8 +49,8 @@ def input_gradient_penalty(
     """
     checks.function("f", f)
     checks.one_of("norm", norm, ("l2", "l1"))
-    logits = jax.eval_shape(f, x)
-    checks.class_logits(logits, batch_size(x))
+    batch, logits = batch_size(x), jax.eval_shape(f, x)
+    checks.class_logits(logits, batch)
     y = checks.labels(y, logits.shape[:-1], logits.shape[-1])
 
     def loss(x: PyTree) -> Array:
