@@ -17,6 +17,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 SETTLED = "/jax/_src/nn/", "/jacreg_jax/"  # whose rules depend on nothing but the program
+LARGE = 2**20  # entries that are not read through at every call
 ORDERS = 2  # of derivatives that are written out: attacks take one, penalties two
 
 
@@ -150,7 +151,10 @@ def of_surroundings(function: Callable[..., Any], depth: int = 4) -> Hashable:
     own = function.__module__.startswith("jacreg_jax.")
     if own and "<locals>" not in function.__qualname__:  # what it reads never changes
         return ()
-    cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    try:
+        cells = [cell.cell_contents for cell in function.__closure__ or ()]
+    except ValueError:  # one that is not filled yet
+        raise Unknown from None
     defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     names = () if own else (name for code in _codes(function.__code__) for name in code.co_names)
     read = [function.__globals__[name] for name in names if name in function.__globals__]
@@ -180,7 +184,7 @@ def _settled(value: Any, depth: int) -> Hashable:
         return tuple(_settled(part, depth) for part in value)
     if isinstance(value, jax.Array | types.ModuleType | type | types.BuiltinFunctionType):
         return Same(value)
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray) and value.size <= LARGE:
         return _content(value)
     if (getattr(value, "__module__", None) or "").startswith(("jax.", "numpy")):  # jitted functions, ufuncs
         return Same(value)

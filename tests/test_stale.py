@@ -155,3 +155,8 @@ def test_what_is_read_is_a_key():
     array[0] = 5
     assert signatures.of_surroundings(by_value) != first
     assert signatures.of_surroundings(attacks.losses.margin) == ()
+    large = np.zeros(2**21, np.float32)
+    assert signatures.read_by(lambda z: z - large) is None
+    assert signatures.read_by(lambda z: later(z)) is None
+    later = lambda z: later(z)
+    assert signatures.read_by(later) is None, "it reads itself"
