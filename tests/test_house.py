@@ -150,6 +150,7 @@ INNER = {
     "intervals",
     "interval_rules",
     "programs",
+    "signatures",
     "corruption_filters",
     "reporting_figure",
     "reporting_result",
@@ -203,7 +204,7 @@ def test_public_functions_are_annotated(function):
 
 
 # the inside of checked entrances, in one or two sentences; of `keys`, streams that a step has made
-BRIEF_MODULES = {"checks", "rows", "mean_norm", "signatures"}
+BRIEF_MODULES = {"checks", "rows", "mean_norm"}
 FAMILIES = set(jacreg_jax.corruptions.FAMILIES)  # of one form, said once above them
 BRIEF = {"keys.check_key", "keys.model_key", "keys.part_key", "keys.perturbation_keys", "penalties.checked"}
 BRIEF |= {"penalty.value_and", "penalty.depends_on_argument", "penalty.on_random_rows", "sharding.check_mesh"}

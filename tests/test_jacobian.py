@@ -44,7 +44,7 @@ def test_exact_on_pytrees(pytree, mode, jac):
 
 
 def test_auto_takes_forward_where_inputs_are_fewer(key):
-    """A function without a forward rule shows which way was taken."""
+    """A function without a forward rule shows which way was taken; "auto" goes the other way then."""
 
     @jax.custom_vjp
     def f(x):
@@ -53,9 +53,12 @@ def test_auto_takes_forward_where_inputs_are_fewer(key):
     f.defvjp(lambda x: (f(x), x), lambda x, g: (jnp.cos(x) * g.reshape(2, 5, 3).sum(1),))
     x = jax.random.normal(key, (2, 3))
     with pytest.raises(TypeError, match="forward-mode"):
-        jr.exact_frobenius_sq(f, x)
+        jr.exact_frobenius_sq(f, x, mode="forward")
     expected = 5 * jnp.sum(jnp.cos(x) ** 2, axis=1)
-    np.testing.assert_allclose(jr.exact_frobenius_sq(f, x, mode="reverse"), expected, rtol=1e-5)
+    for mode in ("auto", "reverse"):
+        np.testing.assert_allclose(jr.exact_frobenius_sq(f, x, mode=mode), expected, rtol=1e-5)
+    counted = lambda f: str(jax.make_jaxpr(lambda x: jr.exact_frobenius_sq(f, x, chunk_size=1))(x))
+    assert "length=3" in counted(lambda x: jnp.tile(jnp.sin(x), (1, 5))), "three inputs, three products"
 
 
 def test_linear_network_is_weight_decay(key):

@@ -271,5 +271,5 @@ def test_intervals_of_several_outputs_are_refused():
 @pytest.mark.parametrize("shape", [(4, 1), (4, 5, 1)])
 def test_input_gradients_of_one_class_are_refused(shape):
     f = lambda x: jnp.broadcast_to(x[:, :1].reshape(4, *(1,) * (len(shape) - 1)), shape)
-    with pytest.raises(ValueError, match="logits of at least 2 classes"):
+    with pytest.raises(ValueError, match="of at least 2 classes"):
         relatives.input_gradient_penalty(f, jnp.ones((4, 3)), jnp.zeros(shape[:-1], int))

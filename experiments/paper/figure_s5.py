@@ -116,14 +116,14 @@ def claim(network: str) -> tuple[State, str]:
     return of_claim(f"{folder(problem)}/CW-none", in_order, problem.num_steps, FULL)
 
 
-def files(network: str) -> list[str]:
+def about(network: str) -> list[str]:
     """That the claim is about."""
     return results.names(f"{folder(PROBLEMS[network])}/*-none")
 
 
 ORDER = "CW > PGD > FGSM > white noise in strength (here: by median distance, without defence)"
 ELEMENTS = [
-    Element(f"Figure S5{panels}", f"{ORDER}; {NETWORKS[network]}", partial(claim, network), partial(files, network))
+    Element(f"Figure S5{panels}", f"{ORDER}; {NETWORKS[network]}", partial(claim, network), partial(about, network))
     for panels, network in zip(("a, d", "b, e", "c, f"), NETWORKS, strict=True)
 ]
 TABLES = {"figure_s5": table}
