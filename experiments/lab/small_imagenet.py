@@ -35,9 +35,11 @@ def prepared(folder: Path) -> Path:
 
 def prepare(folder: Path, times: int = 1) -> Path:
     """Write the archives and the prepared data set into a folder, the photographs `times` times; its path."""
-    from jacreg_jax.datasets.imagenet import class_names
+    from jacreg_jax.datasets.imagenet import class_names, validation_classes
 
-    names, found = class_names(), photographs() * times
+    names, found, free = class_names(), photographs() * times, {}
+    for i, name in enumerate(validation_classes(), 1):
+        free.setdefault(name, []).append(i)
     with tarfile.open(folder / "ILSVRC2012_img_train.tar", "w") as archive:
         for number in sorted({number for number, _ in found}):
             inner = io.BytesIO()
@@ -47,8 +49,8 @@ def prepare(folder: Path, times: int = 1) -> Path:
                         _add(pictures, f"{names[number]}_{i}.JPEG", data)
             _add(archive, f"{names[number]}.tar", inner.getvalue())
     with tarfile.open(folder / "ILSVRC2012_img_val.tar", "w") as archive:
-        for i, (_, data) in enumerate(found[: len(found) // 2], 1):
-            _add(archive, f"ILSVRC2012_val_{i:08d}.JPEG", data)
+        for number, data in found[: len(found) // 2]:  # its class stands in the list at the number of its name
+            _add(archive, f"ILSVRC2012_val_{free[names[number]].pop(0):08d}.JPEG", data)
     return datasets.prepare("imagenet2012", folder, folder)
 
 

@@ -70,7 +70,7 @@ def _train(archive: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _validation(archive: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Files called ILSVRC2012_val_00000001.JPEG ...; the label stands in the line of that number."""
-    labels = _lines("validation_labels.txt")
+    labels = validation_classes()
     with tarfile.open(archive) as pictures:
         for picture in pictures:
             file: Any = pictures.extractfile(picture)
@@ -81,6 +81,11 @@ def _validation(archive: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 def class_names() -> list[str]:
     """The 1,000 WordNet numbers, "n01440764" first: those that the archives of the classes are called by."""
     return _lines("labels.txt")
+
+
+def validation_classes() -> list[str]:
+    """The WordNet numbers of the 50,000 validation images, that of ILSVRC2012_val_00000001 first."""
+    return _lines("validation_labels.txt")
 
 
 def _lines(name: str) -> list[str]:
