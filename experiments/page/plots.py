@@ -70,7 +70,7 @@ def band(axes, x, curves, colour, label: str):
 # L2 distance, raw pixels, up to which curves are drawn, by data set
 REACH = {"mnist": {"white noise": 12, "PGD": 4, "CW": 4, "all": 10}}
 REACH["cifar10"] = {"white noise": 12, "PGD": 1.5, "CW": 1, "all": 5}
-REACH["imagenet"] = {"white noise": 200, "PGD": 25, "CW": 5, "all": 200}  # 50 times the pixels
+REACH["imagenet"] = {"white noise": 200, "PGD": 25, "CW": 15, "all": 200}  # 50 times the pixels
 
 
 def fooled_within(distances, grid) -> np.ndarray:
