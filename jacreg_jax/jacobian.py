@@ -202,9 +202,8 @@ def rows_are_independent(f: Function, x: PyTree, key: jax.Array, *, tolerance: f
 
 def _runs_forward(f: Function, x: PyTree) -> bool:
     """Whether f has a forward derivative: what holds a `custom_vjp` has none."""
-    closed = jax.make_jaxpr(f)(x)
-    programs = [closed.jaxpr, *(getattr(program, "jaxpr", program) for program in signatures.inner(closed.jaxpr))]
-    return not any(str(e.primitive).startswith("custom_vjp") for program in programs for e in program.eqns)
+    found = signatures.equations(jax.make_jaxpr(f)(x).jaxpr)
+    return not any(str(equation.primitive).startswith("custom_vjp") for equation in found)
 
 
 def _distinct_weights(key: jax.Array, batch: int) -> Float[Array, " B"]:

@@ -1,7 +1,7 @@
 """Relatives of the Jacobian penalty, one function each: same f, [B, ...] -> [B, ...], rows independent; [B] out.
 
 Costs count whole steps in units of the plain one, as 1 + n does for n projections. Add (coefficient / 2) times the mean
-over the batch to the loss, by `penalties.of(function, ...)` in the train step. x and f(x) may be pytrees, if not said.
+over the batch to the loss; `penalties.of(function, ...)` does. Unless said otherwise, x and f(x) may be pytrees.
 """
 
 import math

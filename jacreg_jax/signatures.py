@@ -9,6 +9,7 @@ import functools
 import hashlib
 import types
 from collections.abc import Callable, Hashable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
-SETTLED = "/jax/_src/nn/", "/jacreg_jax/"  # whose rules depend on nothing but the program
+SETTLED = "/jax/_src/nn/", f"{Path(__file__).parent}/"  # whose rules depend on nothing but the program
 LARGE = 2**20  # entries that are not read through at every call
 ORDERS = 2  # of derivatives that are written out: attacks take one, penalties two
 
@@ -28,6 +29,13 @@ def inner(jaxpr: Jaxpr) -> Iterator[ClosedJaxpr | Jaxpr]:
             if isinstance(value, ClosedJaxpr | Jaxpr):
                 yield value
                 yield from inner(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+
+
+def equations(jaxpr: Jaxpr) -> Iterator[Any]:
+    """Those of a program, and of the programs within it."""
+    yield from jaxpr.eqns
+    for program in inner(jaxpr):
+        yield from (program.jaxpr if isinstance(program, ClosedJaxpr) else program).eqns
 
 
 def of_rules(closed: ClosedJaxpr, f: Callable[..., Any], shapes: tuple[Any, ...]) -> tuple[Hashable, ...]:
@@ -71,8 +79,7 @@ def _transposed(f: Callable[..., Any], shapes: tuple[Any, ...]) -> Callable[...,
 
 def _has_rules(jaxpr: Jaxpr) -> bool:
     """Whether some derivative is given by a function that is not `SETTLED`."""
-    programs = [jaxpr, *(getattr(program, "jaxpr", program) for program in inner(jaxpr))]
-    return any(_is_open(equation) for program in programs for equation in program.eqns)
+    return any(map(_is_open, equations(jaxpr)))
 
 
 def _is_open(equation: Any) -> bool:

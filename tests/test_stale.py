@@ -101,6 +101,16 @@ def test_the_rules_of_jax_itself_are_not_written_out():
     assert of(by_jvp(1.0)) != of(by_jvp(2.0))
 
 
+def test_rules_in_a_checkout_called_like_the_package_are_its_users_own():
+    text = "import jax\nact = jax.custom_jvp(lambda x: x)\nact.defjvp(lambda p, t: (act(*p), SLOPE * t[0]))\n"
+    found = []
+    for slope in (1.0, 10.0):
+        names = {"SLOPE": slope}
+        exec(compile(text, "/home/anyone/jacreg_jax/mine.py", "exec"), names)
+        found.append(exact_frobenius_sq(lambda x, act=names["act"]: act(x), jnp.ones((1, 3))).tolist())
+    assert found == [[3.0], [300.0]]
+
+
 def moved_up(z, y):
     return z[:, 0] - LIMIT
 

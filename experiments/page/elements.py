@@ -73,7 +73,10 @@ def of_claim(name: str, holds: Callable[[], bool], full: int | None, seeds: int,
 
 def render(elements: Iterable[Element]) -> str:
     """The table, in the paper's order."""
-    rows = [[e.name, e.says, e.state()[0], *provenance(e.files()), e.state()[1]] for e in sorted(elements, key=_order)]
+    rows = []
+    for e in sorted(elements, key=_order):
+        state, note = e.state()
+        rows.append([e.name, e.says, state, *provenance(e.files()), note])
     return results.table(["element", "the paper", "state", "seeds", "steps", "by", "here"], rows)
 
 
