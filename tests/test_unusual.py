@@ -205,10 +205,8 @@ def test_equinox_modules_of_a_dictionary_take_keys(key):
 def test_a_mask_and_a_projection_that_share_a_key_draw_apart(key):
     """Dropout on the output of an equinox module: the estimate of ||J||^2 stays unbiased."""
     eqx = pytest.importorskip("equinox")
-    net, x = (
-        interop.from_equinox(eqx.nn.Dropout(0.8)),
-        jnp.ones((2000, 10)),
-    )  # a Sequential would split the key again
+    net = interop.from_equinox(eqx.nn.Dropout(0.8))  # a Sequential would split the key again
+    x = jnp.ones((2000, 10))
 
     def one(key):
         f = lambda x: net.train(net.params, net.model_state, x, key)[0]
