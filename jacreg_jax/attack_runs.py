@@ -2,20 +2,21 @@
 
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jacreg_jax import checks, deprecation, programs
+from jacreg_jax.arithmetic import operations
 from jacreg_jax.batches import Progress, map_batches
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.predictions import as_logits, with_enough_classes
 from jacreg_jax.types import Array, Function
 
-LONG = 1_000_000_000  # samples x queries x entries of x, from which on it pays to compile the search anew for fewer
-FIRST, FACTOR, LEAST = 100, 10, 16  # queries of the first part, how many times the next, and the smallest batch
+LONG = {"cpu": 1e12, "gpu": 1e14}  # operations, from which on it pays to compile the search anew for fewer samples
+LEAST = 16  # samples of the smallest batch
 
 
 def run_attack(
@@ -32,8 +33,9 @@ def run_attack(
 ) -> Any:
     """attack(f, x, y, keys, **swept) over N samples in padded batches, compiled once for all swept values.
 
-    Samples that Square has fooled leave, where there is much to do: it stops after 100 and 1,000 queries, and goes on
-    with those that are left, in batches of a smaller power of two. Each sample's result is that of one run.
+    Samples that are fooled leave, where there is much to do: Square stops after 100 and 1,000 queries, a scan for the
+    first fooling image (`pgd_distance`, `fgsm_distance`, `white_noise_distance`) after a tenth of its steps, and goes
+    on with those that are left, in batches of a smaller power of two. Each sample's result is that of one run.
 
     Args:
         attack: (f, x [B, ...], y [B], keys [B], **swept [B]) -> pytree of [B, ...] such as AttackResult; an attack of
@@ -130,35 +132,44 @@ def worst_case(
 
 def _run(attack: Function, f: Function, rows: list[Any], sizes: dict[str, Any], options: dict[str, Any]) -> Any:
     """The attack on all rows, in one go or in parts."""
-    part, length = _in_parts(attack)
-    n, until = len(rows[2]), FIRST
-    entries = sum(np.size(leaf) for leaf in jax.tree.leaves(rows[0]))
-    if part is None or options["whole_batches"] or len(rows) > 3 or length * entries < LONG:
+    n, (search, parts) = len(rows[2]), _in_parts(attack)
+    if search is None or options["whole_batches"] or len(rows) > 3 or not _is_long(parts, f, *rows):
         return map_batches(attack, f, *rows, **options, **sizes)
-    left, result, held = np.arange(n), None, None
-    while True:
-        end = np.full(len(left), min(until, length), np.int32)
+    left, result, held = np.arange(n), None, cast(Any, None)
+    for until in parts.ends:
+        end = np.full(len(left), until, np.int32)
         mine, named = jax.tree.map(lambda a: a[left], (rows, sizes))
-        more = () if held is None else (jax.tree.map(lambda a: a[~done], held),)
-        new, held = map_batches(part, f, *mine, *more, until=end, least=LEAST, **options, **named)
+        more = () if held is None else (jax.tree.map(lambda a: a[~held.done], held),)
+        new, held = map_batches(search, f, *mine, *more, until=end, least=LEAST, **options, **named)
         result = _with_rows(result, new, left, counted=())
-        done = held.done
-        left = left[~done]
-        if until >= length or not len(left):
-            return result
-        until *= FACTOR
+        left = left[~held.done]
+        if not len(left):
+            break
+    return result
 
 
 @functools.lru_cache(maxsize=256)
-def _in_parts(attack: Function) -> tuple[Function | None, int]:
-    """The attack as a search that stops and goes on, and its length; None for those that cannot."""
+def _in_parts(attack: Function) -> tuple[Function | None, Any]:
+    """The attack as a search that stops and goes on, and its `Parts`; None for those that cannot."""
     options: dict[str, Any] = {}
     inner: Any = attack
     while isinstance(inner, functools.partial) and not inner.args and not hasattr(inner, "in_parts"):
         inner, options = inner.func, inner.keywords | options
-    part, (name, default) = getattr(inner, "in_parts", None), getattr(inner, "length", ("", 0))
-    length = options.get(name, default)
-    return (functools.partial(part, **options), length) if part and isinstance(length, int) else (None, 0)
+    if not hasattr(inner, "in_parts"):
+        return None, None
+    parts = inner.in_parts.given(options)
+    return (functools.partial(parts.search, **parts.options), parts) if parts.ends else (None, None)
+
+
+def _is_long(parts: Any, f: Function, *rows: Any) -> bool:
+    """Whether a search in which no sample is ever done is so much arithmetic that it pays to compile it for fewer."""
+    first = jax.tree.map(lambda a: a[:1], rows)
+    try:
+        of_one = operations(f, *programs.example(first, parts.options)) * (parts.options.get("samples") or 1)
+    except Exception:  # the real call says what is wrong
+        return False
+    least: float = LONG.get(jax.default_backend(), max(LONG.values()))
+    return bool(len(rows[2]) * parts.ends[-1] * parts.calls * of_one >= least)
 
 
 def _with_rows(result: Any, new: Any, rows: Any, counted: tuple[str, ...] = ("forward", "backward")) -> Any:

@@ -22,13 +22,18 @@ LARGE = 2**20  # entries that are not read through at every call
 ORDERS = 2  # of derivatives that are written out: attacks take one, penalties two
 
 
+def directly_inner(equation: Any) -> list[ClosedJaxpr | Jaxpr]:
+    """The programs that an equation runs, such as the body of a loop."""
+    values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: isinstance(v, ClosedJaxpr))
+    return [value for value in values if isinstance(value, ClosedJaxpr | Jaxpr)]
+
+
 def inner(jaxpr: Jaxpr) -> Iterator[ClosedJaxpr | Jaxpr]:
     """The programs within a program, at all depths."""
     for equation in jaxpr.eqns:
-        for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: isinstance(v, ClosedJaxpr)):
-            if isinstance(value, ClosedJaxpr | Jaxpr):
-                yield value
-                yield from inner(value.jaxpr if isinstance(value, ClosedJaxpr) else value)
+        for program in directly_inner(equation):
+            yield program
+            yield from inner(program.jaxpr if isinstance(program, ClosedJaxpr) else program)
 
 
 def equations(jaxpr: Jaxpr) -> Iterator[Any]:

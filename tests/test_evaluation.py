@@ -84,20 +84,33 @@ def test_whole_batches_compile_once_for_any_number_of_samples(problem, key):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), a, b)
 
 
-@pytest.mark.parametrize("by_ensemble", [False, True])
-def test_samples_that_are_done_leave(problem, key, monkeypatch, by_ensemble):
-    """Square in three parts, on fewer and fewer samples: the result of one run, and the passes of one run."""
+STOPPING = {
+    "square": lambda: partial(attacks.square, num_queries=12),
+    "ensemble": lambda: attacks.standard_ensemble(num_queries=12)["square"],
+    "white noise": lambda: partial(attacks.white_noise_distance, num_steps=12, step_size=0.03),
+    "fgsm": lambda: partial(attacks.fgsm_distance, num_steps=12, step_size=0.02),
+    "pgd": lambda: partial(attacks.pgd_distance, num_steps=12, step_size=0.01, epsilon=0.08),
+    "pgd, targeted": lambda: partial(attacks.pgd_distance, num_steps=12, step_size=0.04, target=1),
+    "pgd, random": lambda: partial(attacks.pgd_distance, num_steps=12, step_size=0.01, epsilon=0.1, samples=2),
+}
+
+
+@pytest.mark.parametrize("name", STOPPING)
+def test_samples_that_are_done_leave(problem, key, monkeypatch, name):
+    """A search in three parts, on fewer and fewer samples: the result of one run, and the passes of one run."""
     f, x, _ = problem
     x = jnp.concatenate([x] * 6)[:130]
-    y = jnp.argmax(f(x), 1)
-    attack = partial(attacks.square, num_queries=12)
-    if by_ensemble:
-        attack = attacks.standard_ensemble(num_queries=12)["square"]
-    epsilon = np.linspace(0, 0.6, 130, dtype=np.float32)
-    run = lambda: evaluation.run_attack(attack, f, x, y, key, epsilon=epsilon, batch_size=128)
+    y = jnp.argmax(f(x), 1).at[::7].add(1) % f(x).shape[1]  # every seventh is wrong from the start
+    inner = getattr(STOPPING[name](), "func", None)
+    of = attacks.square if name == "ensemble" else inner
+    monkeypatch.setattr(of, "in_parts", of.in_parts._replace(stops=(3, 10)))
+    attack = STOPPING[name]()
+    draws = name == "pgd, random"
+    function = (lambda x, key: f(x) + 0.01 * jax.random.normal(key, (len(x), 1))) if draws else f
+    swept = {"epsilon": np.linspace(0, 0.6, 130, dtype=np.float32)} if of is attacks.square else {}
+    run = lambda: evaluation.run_attack(attack, function, x, y, key, batch_size=128, **swept)
     whole = run()
-    monkeypatch.setattr(attack_runs, "LONG", 0)
-    monkeypatch.setattr(attack_runs, "FIRST", 1)
+    monkeypatch.setattr(attack_runs, "LONG", {"cpu": 0})
     sizes, map_batches = [], attack_runs.map_batches
 
     def spy(fn, f, x, *args, **options):
@@ -106,9 +119,9 @@ def test_samples_that_are_done_leave(problem, key, monkeypatch, by_ensemble):
 
     monkeypatch.setattr(attack_runs, "map_batches", spy)
     parts = run()
-    assert [until for _, until in sizes] == [1, 10, 12]
-    assert 130 == sizes[0][0] > sizes[1][0] > sizes[2][0] >= 1 + np.sum(~parts.success)
-    assert set(np.unique(parts.steps)) >= {0, 1, 3}
+    assert [until for _, until in sizes] == [3, 10, 12]
+    assert 130 == sizes[0][0] > sizes[1][0] > sizes[2][0] >= np.sum(~parts.success)
+    assert len(np.unique(parts.steps[parts.success & parts.clean_correct])) > 2
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), parts, whole)
 
 

@@ -64,7 +64,8 @@ MAP = {
     "adversarial_training": (BASE, FLOOR | {"attacks", "predictions"}),
     "batches": (BASE, FLOOR | {"programs", "signatures"}),
     "fooling": (BASE, FLOOR),
-    "attack_runs": (BASE, FLOOR | {"batches", "deprecation", "predictions", "programs"}),
+    "arithmetic": (BASE, FLOOR | {"convolution", "signatures"}),
+    "attack_runs": (BASE, FLOOR | {"arithmetic", "batches", "deprecation", "predictions", "programs"}),
     "evaluation": (BASE, FLOOR | {"attack_runs", "batches", "deprecation", "fooling", "jacobian", "predictions"}),
     "masking": (BASE, FLOOR | {"attacks", "batches", "evaluation", "predictions", "programs", "signatures"}),
     "corruptions": (BASE, FLOOR | {"corruption_filters"}),
@@ -157,7 +158,7 @@ INNER = {
     "reporting_sections",
 }
 INNER |= {"command"}  # the command line
-INNER |= {"attack_runs", "fooling", "predictions"}  # whose public names stand in evaluation and in others
+INNER |= {"arithmetic", "attack_runs", "fooling", "predictions"}  # whose public names stand in evaluation and in others
 
 
 def submodules():

@@ -66,7 +66,7 @@ def ensemble(config: Config) -> list[dict[str, Any]]:
         for name, names in cases.items():
             row = {"epsilon": epsilon, "attacks": name, "samples": len(x)}
             for how, run, long in (("all", all_of, np.inf), ("left", left, 0)):
-                attack_runs.LONG = long
+                attack_runs.LONG = dict.fromkeys(attack_runs.LONG, long)
                 run(names, epsilon=epsilon)
                 start = time.process_time()  # of one core; others may share it
                 found = run(names, epsilon=epsilon)

@@ -133,7 +133,7 @@ def _tell_of_old(folder: Path):
 @cache
 def _with_options(function: Callable, options: tuple) -> Callable:
     """One function object for one attack: others would be compiled anew."""
-    return (lambda f, x, y, keys: function(f, x, y, keys, **dict(options))) if options else function
+    return partial(function, **dict(options)) if options else function
 
 
 @cache

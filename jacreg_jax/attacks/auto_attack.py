@@ -64,7 +64,7 @@ def standard_ensemble(
     targeted: Any = partial(_at, apgd, options | {"loss": "targeted"} | classes, **draws)
     targeted.least_classes = 4
     queries: Any = partial(_at, square, options | {"num_queries": num_queries}, **draws)
-    queries.in_parts, queries.length = partial(cast(Any, square).in_parts, **of_square), ("num_queries", num_queries)
+    queries.in_parts = cast(Any, square).in_parts.given(of_square)
     ensemble: dict[str, Function] = {
         "apgd-ce": partial(_at, apgd, options | restarts, **draws),
         "apgd-t": targeted,

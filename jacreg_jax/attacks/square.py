@@ -1,7 +1,6 @@
 """Square attack: random search with squares, which needs no gradient."""
 
 from functools import partial
-from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ from jax.typing import ArrayLike
 
 from jacreg_jax import checks
 from jacreg_jax.attacks.criteria import Criterion, misclassified
+from jacreg_jax.attacks.parts import Held, go_on, in_parts
 from jacreg_jax.attacks.result import AttackResult, Norm, choose, spread
 from jacreg_jax.attacks.square_bumps import Begin, Propose, bumps
 from jacreg_jax.attacks.square_canvas import Canvas, signs, sizes_of, window_at
@@ -17,16 +17,6 @@ from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import check_key
 from jacreg_jax.programs import once
 from jacreg_jax.types import Array, Counter, Function, PyTree
-
-
-class Held(NamedTuple):
-    """A search that may go on; rows of samples."""
-
-    queries: Array  # [B] int32 that were made; the same for all that go on
-    x_adv: Array  # the best image so far
-    best: Array  # [B], its margin
-    done: Array  # [B] bool
-    steps: Array  # [B] int32: the query that fooled f
 
 
 @once
@@ -81,30 +71,10 @@ def square(
 
     Reference: Andriushchenko et al. (2019), https://arxiv.org/abs/1912.00049.
     """
-    options: dict[str, Any] = {"norm": norm, "num_queries": num_queries, "initial_share": initial_share}
-    goal = Goal(criterion, target, samples)
-    return _search(f, x, y, key, None, None, goal=goal, epsilon=epsilon, bounds=bounds, **options)[0]
-
-
-def _in_parts(
-    f: Function,
-    x: PyTree,
-    y: PyTree,
-    key: Array,
-    held: Held | None = None,
-    *,
-    until: Array,
-    criterion: Criterion | Function = misclassified,
-    target: ArrayLike | None = None,
-    samples: int | None = None,
-    **options: Any,
-) -> tuple[AttackResult, Held]:
-    """The same search up to query `until` [B], and what it goes on with: with `held` it does go on."""
-    return _search(f, x, y, key, held, until, goal=Goal(criterion, target, samples), **options)
-
-
-cast(Any, square).in_parts = _in_parts  # see `attack_runs`
-cast(Any, square).length = ("num_queries", 5000)
+    return _search(
+        f, x, y, key, epsilon=epsilon, norm=norm, num_queries=num_queries, initial_share=initial_share,
+        criterion=criterion, target=target, samples=samples, bounds=bounds,
+    )[0]  # fmt: skip
 
 
 def _search(
@@ -112,18 +82,20 @@ def _search(
     x: PyTree,
     y: PyTree,
     key: Array,
-    held: Held | None,
-    until: Array | None,
+    held: Held | None = None,
     *,
-    goal: Goal,
+    until: Array | None = None,
     epsilon: ArrayLike,
-    norm: Norm = "linf",
-    num_queries: int = 5000,
-    initial_share: float = 0.8,
-    bounds: Bounds | None = (0.0, 1.0),
+    norm: Norm,
+    num_queries: int,
+    initial_share: float,
+    criterion: Criterion | Function,
+    target: ArrayLike | None,
+    samples: int | None,
+    bounds: Bounds | None,
 ) -> tuple[AttackResult, Held]:
     check_key(key)
-    start = begin(f, x, y, bounds, key=key, norm=norm, goal=goal, epsilon=epsilon)
+    start = begin(f, x, y, bounds, key=key, norm=norm, goal=Goal(criterion, target, samples), epsilon=epsilon)
     num_queries = checks.count("num_queries", num_queries)
     checks.fraction("initial_share", initial_share, one=True)
     image, keys = start.x, start.keys
@@ -134,30 +106,26 @@ def _search(
         z = start.f(x_adv)
         return start.margin(z), start.reached(z)
 
-    def step(carry: tuple[Array, Held]) -> tuple[Array, Held]:
-        i, (_, x_adv, best, done, steps) = carry
-        tried = propose(x_adv, i, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
+    def step(i: Array, held: Held) -> Held:
+        tried = propose(held.x_adv, i, jax.vmap(jax.random.fold_in, (0, None))(keys, i))
         value, fooled = query(tried)
-        better = ((value > best) | fooled) & ~done
-        steps = jnp.where(fooled & ~done, i + 1, steps)
-        kept = choose(better, tried, x_adv), jnp.where(better, value, best)
-        return i + 1, Held(start.full(i + 1, jnp.int32), *kept, done | fooled, steps)
+        better = ((value > held.best) | fooled) & ~held.done
+        steps = jnp.where(fooled & ~held.done, i + 1, held.steps)
+        kept, best = choose(better, tried, held.x_adv), jnp.where(better, value, held.best)
+        return held._replace(x_adv=kept, done=held.done | fooled, steps=steps, best=best)
 
-    if held is not None:
-        begun = jnp.max(held.queries)
-    else:
+    def begun() -> Held:
         x_adv = first(keys)
         value, fooled = query(x_adv)
-        begun, held = (
-            jnp.zeros((), jnp.int32),
-            Held(start.zeros(), x_adv, value, fooled | ~start.clean_correct, start.zeros()),
-        )
-    end = num_queries if until is None else jnp.max(until)
-    going_on = lambda carry: (carry[0] < end) & ~jnp.all(carry[1].done)
-    _, held = jax.lax.while_loop(going_on, step, (begun, held))
-    calls = 1 + jnp.where(held.done, held.steps, held.queries)
+        return Held(start.zeros(), x_adv, fooled | ~start.clean_correct, start.zeros(), value)
+
+    held = go_on(start, step, begun, held, num_queries, until)
+    calls = 1 + jnp.where(held.done, held.steps, held.made)
     result = finish(start, held.x_adv, norm=norm, steps=held.steps, grad_zero=start.none(), forward=calls)
     return result, held
+
+
+in_parts(square, _search, length="num_queries", stops=(100, 1000), calls=1)
 
 
 def _stripes(start: Start, radius: Array, num_queries: int, initial_share: float) -> tuple[Begin, Propose]:
