@@ -114,14 +114,15 @@ def _whole_numbers(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
     rule, info = _rule_of(name, equation, boxes), jnp.iinfo(equation.outvars[0].aval.dtype)
     if rule is None or name in SAFE or name in SHAPES:
         return rule
-    wide = lambda value: jax.tree.map(lambda a: a.astype(jnp.float32), value)  # rounds no number below 2^k to it
+    wide = lambda value: jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), value)  # rounds no number below 2^k to it
+    least, most = (jnp.asarray(end, info.dtype) for end in (info.min, info.max))
 
     def bounded(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
         of_floats = run if name != "convert_element_type" else lambda a: [a]
         approximate = rule(of_floats, [wide(i) for i in inputs], boxes)
         fits = lambda box: (box.low >= float(info.min)) & (box.high < float(info.max) + 1)
         return [
-            Interval(jnp.where(fits(about), box.low, info.min), jnp.where(fits(about), box.high, info.max))
+            Interval(jnp.where(fits(about), box.low, least), jnp.where(fits(about), box.high, most))
             for box, about in zip(rule(run, inputs, boxes), approximate, strict=True)
         ]
 

@@ -62,6 +62,7 @@ def interval_bounds(f: Function, low: Array, high: Array) -> Interval:
 
 
 _PIECES = 16
+_CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 
 
 def _interpret(jaxpr: Jaxpr, constants: Any, arguments: list[Any], *, split: bool = True) -> list[Any]:
@@ -92,7 +93,11 @@ def _apply(equation: Any, inputs: list[Any], split: bool) -> list[Any]:
         raise TypeError(
             f"interval_bounds has no rule for {name!r} of {sum(boxes)} intervals and {boxes.count(False)} arrays"
         )
-    return [_everything_for_nan(output) for output in rule(run, inputs, boxes)]
+    try:
+        outputs = rule(run, inputs, boxes)
+    except Exception as error:
+        raise TypeError(f"interval_bounds has no rule for {name!r} of such values: {error}") from error
+    return [_everything_for_nan(output) for output in outputs]
 
 
 def _everything_for_nan(output: Any) -> Any:
@@ -104,8 +109,8 @@ def _everything_for_nan(output: Any) -> Any:
 
 
 def _body(equation: Any) -> tuple[Jaxpr, Any] | None:
-    """The program within a call, and its constants."""
-    if equation.primitive.name in ("scan", "while", "cond"):
+    """The program within a call, and its constants; other programs within are no calls, such as that of a window."""
+    if equation.primitive.name not in _CALLS:
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = equation.params.get(name)
