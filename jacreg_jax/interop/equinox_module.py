@@ -12,17 +12,20 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax import shares
+from jacreg_jax import modes, shares
 from jacreg_jax.functional import Functional, at_batch_statistics, reads_running_statistics
 from jacreg_jax.interop.function import require
 from jacreg_jax.types import PyTree
+
+KEYS = "key", "rng", "rngs", "prng_key"
 
 
 def from_equinox(model: Any, state: Any = None) -> Functional:
     """An equinox module of single samples, mapped over the batch.
 
     Args:
-        model: an `equinox.Module`, called as model(x) or model(x, key=key), and with a state as model(x, state).
+        model: an `equinox.Module`, called as model(x) or model(x, key=key), and with a state as model(x, state). Its
+            key may be called rng, rngs or prng_key; its call may say the mode, by an argument of `modes.MODES`.
         state: from `equinox.nn.make_with_state`, for BatchNorm with axis_name="batch".
 
     Returns:
@@ -47,14 +50,18 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
             "equinox.nn.make_with_state"
         )
     params, rest = equinox.partition(model, equinox.is_inexact_array)
-    takes_key = "key" in inspect.signature(type(model).__call__).parameters
+    of_call = type(model).__call__
+    modes.warn_of_unknown_mode(of_call, {})
+    names = modes.mode_arguments(of_call, with_a_value=True)
+    key_name = next((name for name in KEYS if name in inspect.signature(of_call).parameters), None)
 
     def call(params: PyTree, state: Any, x: Any, key: Any = None, *, mode: str | None = None) -> tuple[Any, Any]:
         merged = equinox.combine(params, rest)
         if mode is not None:
             merged = equinox.nn.inference_mode(merged, value=mode == "eval")
-        keys = _keys_of_rows(key, x) if takes_key and key is not None else None
-        options = (lambda key: {"key": key}) if takes_key else (lambda key: {})
+        given = {} if mode is None else modes.in_mode(names, mode == "train")
+        keys = _keys_of_rows(key, x) if key_name and key is not None else None
+        options = (lambda key: given | {key_name: key}) if key_name else (lambda key: given)
         axes = None if keys is None else 0
         if isinstance(state, equinox.nn.State):
             one = lambda x, state, key: merged(x, state, **options(key))

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jacreg_jax import shares
 from jacreg_jax.functional import Functional, at_batch_statistics, reads_running_statistics
 from jacreg_jax.interop.function import require
+from jacreg_jax.modes import MODES, in_mode
 from jacreg_jax.types import Apply, PyTree
 
 
@@ -19,8 +20,8 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options
         transformed: `haiku.Transformed`, or `haiku.TransformedWithState`.
         params: from its `init`.
         state: from its `init`, with state.
-        **options: for the function, such as is_training=True. The modes are found by one that is named is_training,
-            train, training or deterministic.
+        **options: for the function, such as is_training=True. The modes are found by those that are named as one of
+            `modes.MODES`, such as is_training, train or deterministic.
 
     Returns:
         Functional.
@@ -63,10 +64,9 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options
 
     initial = {} if state is None else state
     rebuild = lambda params, state: (params, state)
-    train_value = {"is_training": True, "train": True, "training": True, "deterministic": False}
-    name = next((name for name in train_value if name in options), None)
-    if name is None:  # one mode is all there is
+    names = tuple(name for name in options if name in MODES)
+    if not names:  # one mode is all there is
         return Functional(call, params, initial, call, call, None if stateful else call, rebuild)
-    train: Apply = partial(call, **{name: train_value[name]})
-    evaluate = reads_running_statistics(partial(call, **{name: not train_value[name]}))
+    train: Apply = partial(call, **in_mode(names, True))
+    evaluate = reads_running_statistics(partial(call, **in_mode(names, False)))
     return Functional(call, params, initial, train, evaluate, at_batch_statistics(statistics, evaluate), rebuild)

@@ -4,14 +4,15 @@ from typing import Any
 
 from jacreg_jax.functional import Functional
 from jacreg_jax.interop.function import require
+from jacreg_jax.modes import MODES
 
 
 def from_linen(module: Any, variables: Any, **options: Any) -> Functional:
     """A flax.linen module and what its `init` gave.
 
     Args:
-        module: a `flax.linen.Module`. Its modes are found by the argument of its call: train, training, is_training,
-            deterministic or use_running_average.
+        module: a `flax.linen.Module`. Its modes are found by the arguments of its call that are named as one of
+            `modes.MODES`, such as train, training, deterministic, inference or use_running_average.
         variables: {"params": ..., and other collections, which are then updated and returned}.
         **options: for the module's call, such as train=True.
 
@@ -36,7 +37,7 @@ def from_linen(module: Any, variables: Any, **options: Any) -> Functional:
     from jacreg_jax.models import apply as linen_apply
 
     state = {name: collection for name, collection in variables.items() if name != "params"}
-    others = {name: value for name, value in options.items() if name not in linen_apply.MODES}
+    others = {name: value for name, value in options.items() if name not in MODES}
     return Functional(
         linen_apply.called_with(module, **options),
         variables["params"],

@@ -5,20 +5,22 @@ from typing import Any
 
 import jax
 
-from jacreg_jax import checks, shares
+from jacreg_jax import checks, modes, shares
 from jacreg_jax.functional import Functional, reads_running_statistics
 from jacreg_jax.interop.function import require
 from jacreg_jax.types import PyTree
 
 
-def from_nnx(model: Any) -> Functional:
+def from_nnx(model: Any, **options: Any) -> Functional:
     """A flax.nnx module; `apply` is in the mode it is in, `train` and `eval` call its own train() and eval().
 
     The module is merged anew in every call, with `copy=True`: an update of BatchNorm's statistics inside a
     vector-Jacobian product is a trace error otherwise. Dropout draws from `key`, not from the module's own stream.
 
     Args:
-        model: a `flax.nnx.Module`.
+        model: a `flax.nnx.Module`. Where its call says the mode, as in train=True, that argument is found by its name,
+            one of `modes.MODES`.
+        **options: for the module's call.
 
     Returns:
         Functional.
@@ -40,6 +42,9 @@ def from_nnx(model: Any) -> Functional:
     parts: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
     graph, params, streams, state = parts
     is_random = bool(jax.tree.leaves(streams))
+    modes.warn_of_unknown_mode(type(model).__call__, options)
+    names = modes.mode_arguments(type(model).__call__)
+    of_call = {mode: options | modes.in_mode(names, mode == "train") for mode in ("train", "eval")} | {"": options}
 
     def merged(params: PyTree, state: PyTree, key: Any = None, mode: str = "") -> Any:
         module = nnx.merge(graph, params, streams, state, copy=True)
@@ -54,7 +59,7 @@ def from_nnx(model: Any) -> Functional:
 
     def call(params: PyTree, state: PyTree, x: Any, key: Any = None, *, mode: str = "") -> tuple[Any, PyTree]:
         module = merged(params, state, key, mode)
-        output = module(x)
+        output = module(x, **of_call[mode])
         if nnx.pop(module, nnx.Intermediate):
             checks.warn("the module sows: what it sows is kept out of the model's state, and no loss sees it")
         new: Any = nnx.split(module, nnx.Param, nnx.RngState, ...)
@@ -64,10 +69,10 @@ def from_nnx(model: Any) -> Functional:
         """`functional.at_batch_statistics`; nnx cuts the gradient of what it keeps, so that notes take its place."""
         train, evaluate = merged(params, state, key, "train"), merged(params, state, key, "eval")
         notes = [_note(*place) for place in _running(nnx, train)]
-        train(jax.lax.stop_gradient(x))
+        train(jax.lax.stop_gradient(x), **of_call["train"])
         for note, (module, name) in zip(notes, _running(nnx, evaluate), strict=True):
             getattr(module, name).set_value(note.value)
-        return evaluate(x), state
+        return evaluate(x, **of_call["eval"]), state
 
     return Functional(
         call,
@@ -86,7 +91,7 @@ def _batch_norms(nnx: Any, model: Any) -> list[Any]:
 
 def _running(nnx: Any, model: Any) -> list[tuple[Any, str]]:
     """(module, attribute) of every running average that is kept with a momentum, as nnx.BatchNorm's."""
-    nodes = (node for _, node in nnx.iter_graph(model) if isinstance(getattr(node, "momentum", None), float))
+    nodes = (node for _, node in nnx.iter_graph(model) if modes.keeps_average(node))
     return [(m, name) for m in nodes for name in sorted(vars(m)) if isinstance(getattr(m, name), nnx.BatchStat)]
 
 

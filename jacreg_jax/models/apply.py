@@ -1,7 +1,6 @@
 """A flax.linen module as the pure functions that training and evaluation take."""
 
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -10,13 +9,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import unfreeze
 
-from jacreg_jax import checks, shares
+from jacreg_jax import checks, modes, shares
 from jacreg_jax.functional import Output, at_batch_statistics, reads_running_statistics
 from jacreg_jax.keys import check_key
 from jacreg_jax.types import Apply, PyTree
-
-# arguments that choose the mode of a module, and their value in train mode
-MODES = {"train": True, "training": True, "is_training": True, "deterministic": False, "use_running_average": False}
 
 
 def initialize(module: nn.Module, key: jax.Array, x: Any) -> tuple[PyTree, PyTree]:
@@ -53,7 +49,7 @@ def train_mode(module: nn.Module, **options: Any) -> Apply:
     """(params, model_state, x, key) -> (logits, model_state): dropout drawn from key, batch statistics updated.
 
     Args:
-        module: a `flax.linen.Module` whose call takes train, or another argument of `MODES`.
+        module: a `flax.linen.Module` whose call takes train, or other arguments of `modes.MODES`.
         **options: other arguments of its call.
 
     Returns:
@@ -70,7 +66,7 @@ def train_mode(module: nn.Module, **options: Any) -> Apply:
         (2, 3)
     """
     _require(module)
-    return functools.partial(_applied, module, options | _mode(module, True))
+    return functools.partial(_applied, module, _mode(module, True, options))
 
 
 def called_with(module: nn.Module, **options: Any) -> Apply:
@@ -116,7 +112,7 @@ def eval_mode(module: nn.Module, **options: Any) -> Apply:
         (2, 3)
     """
     _require(module)
-    return reads_running_statistics(functools.partial(_applied, module, options | _mode(module, False), is_frozen=True))
+    return reads_running_statistics(functools.partial(_applied, module, _mode(module, False, options), is_frozen=True))
 
 
 def batch_statistics_mode(module: nn.Module, **options: Any) -> Apply:
@@ -191,7 +187,7 @@ def predictor(
 
 def _without_momentum(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
     """Running averages forget what was before: train mode then leaves the batch's own statistics in the state."""
-    if isinstance(getattr(context.module, "momentum", None), float):
+    if modes.keeps_average(context.module):
         object.__setattr__(context.module, "momentum", 0.0)  # of this call's own copy of the module
     return method(*args, **kwargs)
 
@@ -212,7 +208,7 @@ class _Evaluate:
 
     def __call__(self, params: PyTree, model_state: PyTree, x: Any, key: Any = None) -> tuple[Any, PyTree]:
         module, options = self.own
-        return _applied(module, dict(options) | _mode(module, False), params, model_state, x, key, is_frozen=True)
+        return _applied(module, _mode(module, False, dict(options)), params, model_state, x, key, is_frozen=True)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Evaluate) and self.own == other.own
@@ -260,28 +256,14 @@ def _without_sown(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
     return state
 
 
-def mode_argument(call: Callable[..., Any]) -> str | None:
-    """The argument of MODES that this call takes.
-
-    Args:
-        call: of a module's class.
-
-    Returns:
-        Its name, or None.
-
-    Example:
-        >>> mode_argument(lambda self, x, deterministic: x)
-        'deterministic'
-    """
-    return next((name for name in MODES if name in inspect.signature(call).parameters), None)
-
-
 def _require(module: Any) -> None:
     if not isinstance(module, nn.Module):
         got = f"the class {module.__name__}, without its call" if isinstance(module, type) else type(module).__name__
         raise TypeError(f"module must be a flax.linen.Module, got {got}; `interop` takes models of other libraries")
 
 
-def _mode(module: nn.Module, is_train: bool) -> dict[str, bool]:
-    name = mode_argument(type(module).__call__)
-    return {} if name is None else {name: MODES[name] == is_train}
+def _mode(module: nn.Module, is_train: bool, options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a call in this mode; what the caller gives counts before it."""
+    call = type(module).__call__
+    modes.warn_of_unknown_mode(call, options)
+    return modes.in_mode(modes.mode_arguments(call), is_train) | options

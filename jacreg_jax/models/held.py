@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from jacreg_jax.functional import constant_inside
 from jacreg_jax.models.apply import train_mode
+from jacreg_jax.modes import keeps_average
 from jacreg_jax.types import Apply, PyTree
 
 
@@ -65,7 +66,7 @@ class HeldStatistics:
 def _hold(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
     """In train mode, BatchNorm normalises by statistics that the innermost derivative does not see."""
     module = context.module
-    if not isinstance(getattr(module, "momentum", None), float) or context.method_name != "__call__":
+    if not keeps_average(module) or context.method_name != "__call__":
         return method(*args, **kwargs)
     if not isinstance(module, nn.BatchNorm):
         raise TypeError(
