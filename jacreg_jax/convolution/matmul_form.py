@@ -34,24 +34,29 @@ def _matmul_output(x: Array, w: Array, *, geometry: Geometry, precision: Any) ->
 
 def _matmul_input(w: Array, g: Array, *, geometry: Geometry, precision: Any) -> Array:
     tiling = Tiling.of(geometry, *w.shape[2:])
-    band = tiling.band(w)
+    band, wide = tiling.band(w), _wide(w.dtype)  # overlapping patches are added
 
     def block(g: Array) -> Array:
-        patches = jnp.dot(tiling.tile(g), band.T, precision=precision)
-        return transposed(tiling.patches, (g.shape[0], *geometry.input, w.shape[2]), patches)
+        patches = jnp.dot(tiling.tile(g), band.T, precision=precision, preferred_element_type=wide)
+        return transposed(tiling.patches, (g.shape[0], *geometry.input, w.shape[2]), patches).astype(w.dtype)
 
     return map_blocks(block, tiling.block_size(w.dtype), g)
 
 
 def _matmul_kernel(x: Array, g: Array, *, geometry: Geometry, precision: Any) -> Array:
     tiling = Tiling.of(geometry, x.shape[-1], g.shape[-1])
-    wide = x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.float32  # sum over blocks without rounding in between
+    wide = _wide(x.dtype)  # blocks are added
 
     def block(x: Array, g: Array) -> Array:  # (g^T P)^T, the faster order
         return jnp.dot(tiling.tile(g).T, tiling.patches(x), precision=precision, preferred_element_type=wide)
 
     band = sum_blocks(block, tiling.block_size(x.dtype), x, g).T
     return transposed(tiling.band, (*geometry.kernel, *tiling.channels), band).astype(x.dtype)
+
+
+def _wide(dtype: Any) -> Any:
+    """What sums of products are kept in, so that nothing is rounded in between."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
 _MATMUL_FORMS: dict[Role, Callable[..., Array]] = {
