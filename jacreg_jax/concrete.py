@@ -47,19 +47,21 @@ def deferred(arguments: Mapping[str, Any]) -> Iterator[list[Deferred]]:
         _watched.reset(token)
 
 
-def look(test: Test, *values: Any) -> None:
-    """Test concrete values; leave the test to whoever watches the traced ones among them."""
+def look(test: Test, *values: Any) -> bool:
+    """Test concrete values; leave the test to whoever watches the traced ones among them. False: nobody does."""
     names = dict.fromkeys(id(v) for v in values if isinstance(v, jax.core.Tracer))
     if not names:
         test(*map(np.asarray, values))
-        return
+        return True
     watch = _watched.get()
-    if watch is not None and names.keys() <= watch.names.keys():
+    is_watched = watch is not None and names.keys() <= watch.names.keys()
+    if watch is not None and is_watched:
         given = [watch.names.get(id(v), v) for v in values]
         is_name = [isinstance(v, jax.core.Tracer) for v in values]
         watch.tests.append(
             lambda whole: test(*(_found(whole, g) if n else np.asarray(g) for g, n in zip(given, is_name, strict=True)))
         )
+    return is_watched
 
 
 def _found(whole: Mapping[str, Any], place: tuple[str, int]) -> "np.ndarray":

@@ -16,6 +16,7 @@ from jacreg_jax import checks, deprecation
 from jacreg_jax.attack_runs import run_attack as run_attack, worst_case as worst_case
 from jacreg_jax.batches import Progress as Progress, map_batches as map_batches
 from jacreg_jax.fooling import (
+    fooled_within as fooled_within,
     fooling_curve as fooling_curve,
     median_distance as median_distance,
     robust_accuracy as robust_accuracy,

@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 from jacreg_jax import checks
 
 
-def robust_accuracy(distances: Sequence[float] | ArrayLike, epsilon: float) -> float:
+def robust_accuracy(distances: Sequence[float] | ArrayLike, epsilon: ArrayLike) -> float:
     """Share of samples whose smallest fooling distance is above epsilon; wrong samples have distance 0.
 
     Args:
@@ -26,8 +26,28 @@ def robust_accuracy(distances: Sequence[float] | ArrayLike, epsilon: float) -> f
         >>> robust_accuracy([0.0, 0.3, np.inf], 0.2)
         0.6666666666666666
     """
+    return float(np.mean(~fooled_within(distances, epsilon)))
+
+
+def fooled_within(distances: Sequence[float] | ArrayLike, epsilon: ArrayLike) -> "np.ndarray":
+    """Which samples are fooled within epsilon, [N] bool; both in float32, as attacks take epsilon.
+
+    Args:
+        distances: [N], as for `robust_accuracy`.
+        epsilon: same unit.
+
+    Returns:
+        [N] bool.
+
+    Raises:
+        ValueError: as `robust_accuracy`.
+
+    Example:
+        >>> fooled_within(np.array([0.1, 0.2], np.float32), 0.1).tolist()  # 0.1 in float32 is above 0.1
+        [True, False]
+    """
     checks.non_negative("epsilon", epsilon)
-    return float(np.mean(_distances(distances) > epsilon))
+    return np.less_equal(_distances(distances).astype(np.float32), np.float32(np.asarray(epsilon)))
 
 
 def fooling_curve(distances: Sequence[float] | ArrayLike, grid: Sequence[float] | ArrayLike) -> "np.ndarray":
@@ -47,7 +67,7 @@ def fooling_curve(distances: Sequence[float] | ArrayLike, grid: Sequence[float] 
         >>> fooling_curve([0.5, 0.0, np.inf, 0.2], [0.1, 0.3, 9.0]).tolist()
         [0.25, 0.5, 0.75]
     """
-    found, grid = _distances(distances), checks.sample_values("grid", grid)
+    found, grid = _distances(distances).astype(np.float32), checks.sample_values("grid", grid).astype(np.float32)
     return np.searchsorted(np.sort(found), grid, side="right") / len(found)
 
 

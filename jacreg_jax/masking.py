@@ -57,7 +57,7 @@ def linearised_margin(f: Function, x: ArrayLike, y: ArrayLike, *, norm: Norm = "
         norm: of the distance, "l2", "linf" or "l1".
 
     Returns:
-        [B]; negative where the sample is wrong, +inf where every gradient is zero, NaN where a logit is.
+        [B]; negative where the sample is wrong, +inf where every gradient is zero, NaN where a logit or a gradient is.
 
     Raises:
         TypeError, ValueError: see `attacks.start.begin`.
@@ -68,7 +68,7 @@ def linearised_margin(f: Function, x: ArrayLike, y: ArrayLike, *, norm: Norm = "
         [0.25, 0.0]
     """
     start = begin(f, x, y, None, norm=norm)
-    z, vjp = jax.vjp(start.f, start.x)
+    z, vjp = jax.vjp(start.judge, start.x)
     z, y = jnp.asarray(z), jnp.asarray(start.y)
     if z.ndim != 2:
         raise ValueError(f"f(x) must be logits [B, C], got shape {z.shape}")
@@ -81,7 +81,7 @@ def linearised_margin(f: Function, x: ArrayLike, y: ArrayLike, *, norm: Norm = "
     slopes = jax.lax.map(slope, jnp.arange(classes)).T  # [B, C]
     lead = true_logit(z, y)[:, None] - others(z, y)  # +inf at y itself
     margins = jnp.min(jnp.where(slopes > 0, lead / jnp.where(slopes > 0, slopes, 1), jnp.inf), axis=1)
-    return jnp.where(jnp.isfinite(z).all(-1), margins, jnp.nan)
+    return jnp.where(jnp.isfinite(z).all(-1) & jnp.isfinite(slopes).all(-1), margins, jnp.nan)
 
 
 def zero_gradient_share(f: Function, x: Any, y: Any, *, batch_size: int = 500) -> float:
@@ -125,7 +125,7 @@ def checks(
 ) -> dict[str, Check]:
     """The usual checks against gradient masking, by name, each with its value, limit and verdict.
 
-    - not finite: share of samples whose clean logits are not finite; 0.
+    - not finite: share of samples whose clean logits, or their gradients, are not finite; 0.
     - zero gradient: share of samples without a gradient; 0.
     - square gains: share of samples that Square fools and APGD does not; at most tolerance.
     - more steps: largest rise of robust accuracy from fewer to more PGD steps; at most tolerance.
@@ -245,7 +245,7 @@ def _pgd(
     step_size = jnp.where(num_steps == 1, size, 2.5 * size / num_steps.astype(size.dtype))
     ball = Ball(epsilon, step_size, norm)
     x_adv, _ = ascend(start.f, start.objective(None), start.x, start.x, ball, start.bounds, num_steps)
-    return finish(start, x_adv, norm=norm, steps=start.full(num_steps, jnp.int32), backward=num_steps)
+    return finish(start, x_adv, norm=norm, steps=start.full(num_steps, jnp.int32), within=epsilon, backward=num_steps)
 
 
 def _noise(
@@ -274,7 +274,9 @@ def _clean(
     """Of the clean samples: are outputs finite, are gradients zero."""
     del key
     start = begin(f, x, y, options.get("bounds"), goal=Goal(options["criterion"], target))
-    return _Clean(start.finite, is_zero(start.gradient(start.x)))
+    gradient = start._replace(f=start.judge).gradient(start.x)  # as it is
+    finite = jnp.isfinite(gradient.reshape(len(gradient), -1)).all(1)
+    return _Clean(start.finite & finite, is_zero(gradient))
 
 
 def _zero_gradient(f: Function, x: Any, y: Array) -> Array:

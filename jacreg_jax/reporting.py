@@ -122,7 +122,12 @@ class _Run:
         """Of f with respect to the raw input."""
         x = self.x[: self.budget.norms]
         norms = evaluation.jacobian_norms(self.f, x, batch_size=min(self.size, 50))
-        return evaluation.norm_summary(norms) | {"median": float(np.median(norms)), "samples": len(x)}
+        if missing := int((~np.isfinite(norms)).sum()):
+            self.notes.append(f"||J|| of {missing} of {len(x)} samples is not finite; those are left out")
+            norms = norms[np.isfinite(norms)]
+        if not len(norms):
+            return {}
+        return evaluation.norm_summary(norms) | {"median": float(np.median(norms)), "samples": len(norms)}
 
     def noise(self, sigmas: tuple[float, ...]) -> dict[str, Any]:
         """Accuracy under one draw for each deviation."""
@@ -168,7 +173,7 @@ class _Run:
             for name, share in robust.items():
                 found[f"{norm} {epsilon:g}, after {name}"] = share
             if norm in self.nearest:
-                fooled |= self.nearest[norm] <= epsilon
+                fooled |= evaluation.fooled_within(self.nearest[norm], epsilon)
             found[f"{norm} {epsilon:g}, robust accuracy"] = 1 - float(fooled.mean())
         return found
 

@@ -12,7 +12,8 @@ from jacreg_jax.signatures import Named
 from jacreg_jax.types import Array, Function
 
 MEANINGS = {
-    "not finite": "some clean outputs are NaN or infinite; those samples count as wrong",
+    "not finite": "some clean outputs or their gradients are NaN or infinite: samples of such outputs count as wrong, "
+    "and attacks take NaN in a gradient for 0. A usual cause is jnp.where over a branch that is not finite",
     "zero gradient": "some gradients are exactly zero: attacks that follow them see nothing. Attack the logits, before "
     "softmax, rounding or clipping",
     "square gains": "Square, which takes no gradient, fools samples that APGD does not: the gradients mislead",
@@ -60,8 +61,20 @@ def nearest(norm: str, steps: int, searches: int, criterion: Any, bounds: Any) -
         return found
     found["DDN"] = _made(attacks.ddn, *own, num_steps=steps)
     rate = max(0.01, 3 / steps)  # few steps must lead as far
-    of_cw = {"num_steps": steps, "binary_search_steps": searches, "learning_rate": rate, "initial_const": 1.0}
+    of_cw = {
+        "num_steps": steps,
+        "binary_search_steps": searches,
+        "learning_rate": rate,
+        "initial_const": _unit(bounds) ** 2,
+    }
     return found | {"CW": _made(attacks.carlini_wagner, *own, **of_cw)}
+
+
+def _unit(bounds: Any) -> float:
+    """The range of bounds of two numbers, else 1."""
+    numbers = bounds is not None and all(np.ndim(b) == 0 and isinstance(b, int | float) for b in bounds)
+    span = float(bounds[1] - bounds[0]) if numbers else 1.0
+    return span if np.isfinite(span) else 1.0
 
 
 def misuse(f: Function, x: Any, is_classes: bool) -> list[str]:

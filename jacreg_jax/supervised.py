@@ -137,7 +137,8 @@ def supervised_loss(
 
     Returns:
         loss(params, state, batch, keys) -> (loss, (model_state, metrics)) for `make_train_step`. batch is a dict of
-        arrays [B, ...]; where it has "weight" [B], the loss of each sample is multiplied by it. Metrics are scalars:
+        arrays [B, ...]; where it has "weight" [B], the loss of each sample is multiplied by it, and that alone: penalty
+        and metrics are over all samples, so that a weight of 0 is no way to pad a batch. Metrics are scalars:
         means of the objective, and penalty with its standard error, penalty_error, over penalty_count samples; where
         lambda_jr is no constant, lambda_jr.
 
@@ -171,7 +172,7 @@ def classification_loss(apply: Apply, *, label_smoothing: float = 0.0, **options
 
     Labels are integers of the logits' leading shape, [B] for logits [B, C] and [B, T] for token logits [B, T, V], or
     distributions of the logits' own shape. Of tokens, the loss of a sample is the mean over those that batch["mask"]
-    [B, T] marks, or over all.
+    [B, T] marks, or over all. One of which it marks none counts, with loss 0 and no hit: leave it out.
 
     Args:
         apply: as for `supervised_loss`.

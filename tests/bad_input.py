@@ -74,6 +74,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "optional count": COUNT,
     "not below 0": {"-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1", "None": None},
     "above 0": {"0": 0.0, "-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1", "None": None},
+    "optional size": {"0": 0.0, "-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1"},
+    "optional radius": {"-1": -1.0, "NaN": NAN, "infinity": INF, "'1'": "1"},
     "part of 1": {"-0.1": -0.1, "1.5": 1.5, "NaN": NAN, "infinity": INF, "'1'": "1"},
     "choice": {"'nothing'": "nothing", "None": None, "3": 3, "''": ""},
     "key": {
@@ -817,10 +819,12 @@ SPECS: dict[str, Spec] = {
         norm="choice",
     ),
     "standard_ensemble": spec(attacks.standard_ensemble, {}, norm="choice", num_queries="count"),
-    "white_noise_distance": spec(attacks.white_noise_distance, FXYK, **XYK, step_size="above 0", num_steps="count"),
-    "fgsm_distance": spec(attacks.fgsm_distance, FXY, **XY, step_size="above 0", num_steps="count"),
+    "white_noise_distance": spec(
+        attacks.white_noise_distance, FXYK, **XYK, step_size="optional size", num_steps="count"
+    ),
+    "fgsm_distance": spec(attacks.fgsm_distance, FXY, **XY, step_size="optional size", num_steps="count"),
     "pgd_distance": spec(
-        attacks.pgd_distance, FXY, **XY, epsilon="not below 0", step_size="above 0", num_steps="count"
+        attacks.pgd_distance, FXY, **XY, epsilon="optional radius", step_size="optional size", num_steps="count"
     ),
     "carlini_wagner": spec(
         attacks.carlini_wagner,
@@ -829,13 +833,13 @@ SPECS: dict[str, Spec] = {
         num_steps="count",
         binary_search_steps="count",
         learning_rate="above 0",
-        initial_const="above 0",
+        initial_const="optional size",
         confidence="not below 0",
         smoother="part of 1",
         adam_eps="above 0",
     ),
     "ddn": spec(
-        attacks.ddn, FXYK | {"num_steps": 2}, **XYK, num_steps="count", init_epsilon="above 0", gamma="part of 1"
+        attacks.ddn, FXYK | {"num_steps": 2}, **XYK, num_steps="count", init_epsilon="optional size", gamma="part of 1"
     ),
     "fab": spec(
         attacks.fab,
@@ -909,6 +913,12 @@ SPECS: dict[str, Spec] = {
     ),
     "evaluation.robust_accuracy": spec(
         evaluation.robust_accuracy,
+        {"distances": [0.0, 1.0], "epsilon": 0.5},
+        distances="distances",
+        epsilon="not below 0",
+    ),
+    "evaluation.fooled_within": spec(
+        evaluation.fooled_within,
         {"distances": [0.0, 1.0], "epsilon": 0.5},
         distances="distances",
         epsilon="not below 0",
@@ -1104,6 +1114,7 @@ HOST = {
     "evaluation.map_batches": "x",
     "evaluation.fooling_curve": "distances",
     "evaluation.robust_accuracy": "distances",
+    "evaluation.fooled_within": "distances",
     "evaluation.median_distance": "distances",
     "evaluation.norm_summary": "norms",
     "masking.zero_gradient_share": "x",

@@ -56,8 +56,9 @@ MAP = {
     "convolution": (BASE, FLOOR),
     "pooled_convolution": (BASE, FLOOR | {"convolution"}),
     "functional": (BASE, FLOOR),
-    "models": (BASE | {"flax"}, FLOOR | {"convolution", "functional", "pooled_convolution", "shares"}),
-    "interop": (BASE, FLOOR | {"functional", "shares"}),
+    "modes": (set(), {"checks"}),
+    "models": (BASE | {"flax"}, FLOOR | {"convolution", "functional", "modes", "pooled_convolution", "shares"}),
+    "interop": (BASE, FLOOR | {"functional", "modes", "shares"}),
     "host_memory": (set(), FLOOR),
     "predictions": (BASE, FLOOR),
     "attacks": (BASE | {"optax"}, FLOOR | {"deprecation", "predictions", "programs", "rows"}),
@@ -158,7 +159,13 @@ INNER = {
     "reporting_sections",
 }
 INNER |= {"command"}  # the command line
-INNER |= {"arithmetic", "attack_runs", "fooling", "predictions"}  # whose public names stand in evaluation and in others
+INNER |= {
+    "arithmetic",
+    "attack_runs",
+    "fooling",
+    "modes",
+    "predictions",
+}  # whose public names stand in evaluation and in others
 
 
 def submodules():

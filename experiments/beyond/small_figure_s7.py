@@ -21,7 +21,8 @@ from experiments.studies.robustness import attack_cell
 from jacreg_jax import attacks
 
 FOLDER = "small_figure_s7"
-SHORT_CW = Attack("CW", attacks.carlini_wagner, {"num_steps": 100, "binary_search_steps": 5, "learning_rate": 0.02})
+SIZES = {"num_steps": 100, "binary_search_steps": 5, "learning_rate": 0.02, "initial_const": 0.01}
+SHORT_CW = Attack("CW", attacks.carlini_wagner, SIZES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,20 +48,20 @@ class Attack:
 
 
 def paper(problem: Problem) -> tuple[Attack, ...]:
-    """The four of Figure S5."""
+    """The four of Figure S5, with sizes in raw pixels."""
     return (
-        Attack("white noise", attacks.white_noise_distance),
-        Attack("FGSM", attacks.fgsm_distance),
-        Attack("PGD", attacks.pgd_distance, {"epsilon": problem.pgd_radius}),
-        Attack("CW", attacks.carlini_wagner),
+        Attack("white noise", attacks.white_noise_distance, {"step_size": 0.01}),
+        Attack("FGSM", attacks.fgsm_distance, {"step_size": 1 / 255}),
+        Attack("PGD", attacks.pgd_distance, {"epsilon": problem.pgd_radius, "step_size": 1 / 255}),
+        Attack("CW", attacks.carlini_wagner, {"initial_const": 0.01}),
     )
 
 
 def converged() -> tuple[Attack, ...]:
     """Stronger ones than the paper's."""
     return (
-        Attack("CW, 3 times the steps", attacks.carlini_wagner, {"num_steps": 3000}),
-        Attack("DDN", attacks.ddn, {"num_steps": 1000}),
+        Attack("CW, 3 times the steps", attacks.carlini_wagner, {"num_steps": 3000, "initial_const": 0.01}),
+        Attack("DDN", attacks.ddn, {"num_steps": 1000, "init_epsilon": 1.0}),
         Attack("FAB-T", attacks.fab, {"norm": "l2"}),
     )
 

@@ -104,7 +104,7 @@ def apgd(
     seen = blank(start, num_restarts * targets * num_steps, trace)
     nothing = Found(start.x, ~start.clean_correct, start.zeros(), start.zeros(), seen)
     found = jax.lax.fori_loop(0, num_restarts * targets, run, nothing)
-    spent = {"backward": found.passes, "trajectory": found.seen}
+    spent = {"backward": found.passes, "trajectory": found.seen, "within": epsilon}
     return finish(start, found.x_adv, norm=norm, steps=found.steps, **spent)
 
 

@@ -90,7 +90,7 @@ def carlini_wagner(
     num_steps: int = 1000,
     binary_search_steps: int = 10,
     learning_rate: float = 0.005,
-    initial_const: ArrayLike = 0.01,
+    initial_const: ArrayLike | None = None,
     confidence: float = 0.0,
     smoother: float = 0.999999,
     adam_eps: float = 1e-8,
@@ -118,7 +118,7 @@ def carlini_wagner(
         num_steps: Adam steps in each search.
         binary_search_steps: values of c that are tried.
         learning_rate: of Adam.
-        initial_const: first c, scalar or [B].
+        initial_const: first c, scalar or [B]; None: 0.01 times the squared range of bounds.
         confidence: margin by which the other class must lead.
         smoother: keeps arctanh of pixels at the bounds finite; pixels start 1 - smoother inside.
         adam_eps: of Adam; near saturated pixels gradients lie below the usual 1e-8, 1e-14 lets them move.
@@ -148,6 +148,7 @@ def carlini_wagner(
     start = begin(f, x, y, bounds, key=key if samples else None, confidence=confidence, goal=goal)
     num_steps = checks.count("num_steps", num_steps)
     binary_search_steps = checks.count("binary_search_steps", binary_search_steps)
+    initial_const = 0.01 * start.span**2 if initial_const is None else initial_const
     checks.positive("initial_const", initial_const, batch=len(start.x))
     checks.positive("learning_rate", learning_rate)
     checks.positive("adam_eps", adam_eps)
@@ -196,14 +197,14 @@ def _problem(start: Start, smoother: float, confidence: float) -> _Problem:
 
 
 def _objective(problem: _Problem, delta: Array, const: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    """Sum of the losses; each, the images, their squared distances, and whether they count as fooling."""
+    """Sum of the losses, in squared ranges of bounds; each, the images, their squared distances, and who is fooled."""
     start = problem.start
     x_adv = problem.images(delta)
     z = start.f(x_adv)
     squared = jnp.sum((x_adv - start.x).reshape(len(start.x), -1) ** 2, axis=1)
     lead = start.margin(z)
     value = squared + const * jnp.maximum(0, problem.confidence - lead)
-    return jnp.sum(value), (value, x_adv, squared, start.reached(z) & (lead >= problem.confidence))
+    return jnp.sum(value / start.span**2), (value, x_adv, squared, start.reached(z) & (lead >= problem.confidence))
 
 
 def _descend(

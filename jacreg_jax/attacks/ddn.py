@@ -38,7 +38,7 @@ def ddn(
     key: Array,
     *,
     num_steps: int = 100,
-    init_epsilon: ArrayLike = 1.0,
+    init_epsilon: ArrayLike | None = None,
     gamma: float = 0.05,
     loss: Function | None = None,
     criterion: Criterion | Function = misclassified,
@@ -50,7 +50,8 @@ def ddn(
     """The nearest fooling image in L2 by gradient steps whose radius shrinks while fooled and grows while not.
 
     delta <- delta + a_t g / ||g||, epsilon <- epsilon (1 -+ gamma), delta <- epsilon delta / ||delta||, clipped to
-    bounds; a_t falls from 1 to 0.01 along a cosine. Where the gradient is zero the direction is random.
+    bounds; a_t falls from 1 to 0.01 along a cosine, times the range of bounds. Where the gradient is zero the direction
+    is random.
 
     Args:
         f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes.
@@ -58,7 +59,7 @@ def ddn(
         y: integer labels [B].
         key: typed key, or B of them; used where a gradient is zero, and for samples.
         num_steps: gradient steps.
-        init_epsilon: first radius in raw pixels, scalar or [B].
+        init_epsilon: first radius in raw pixels, scalar or [B]; None: the range of bounds, 1 where there are none.
         gamma: relative change of the radius in a step.
         loss: per-sample loss of (logits, y), climbed; None: the criterion's own, of classes `losses.log_odds`.
         criterion: what counts as a success, see `criteria`.
@@ -84,6 +85,7 @@ def ddn(
     """
     check_key(key)
     start = begin(f, x, y, bounds, key=key, goal=Goal(criterion, target, samples))
+    init_epsilon = start.span if init_epsilon is None else init_epsilon
     checks.positive("init_epsilon", init_epsilon, batch=len(start.x))
     checks.fraction("gamma", gamma)
     num_steps = checks.count("num_steps", num_steps)
@@ -101,7 +103,7 @@ def ddn(
         length = distance(s.delta, "l2")
         better = fooled & (length <= s.shortest)
         rate = 0.01 + 0.99 * (1 + jnp.cos(jnp.pi * i / num_steps)) / 2
-        delta = s.delta + rate * direction
+        delta = s.delta + spread(rate * start.span, image) * direction
         epsilon = jnp.minimum(s.epsilon * jnp.where(fooled, 1 - gamma, 1 + gamma), farthest)
         delta = delta * spread(epsilon / jnp.maximum(distance(delta, "l2"), 1e-12), image)
         return _State(

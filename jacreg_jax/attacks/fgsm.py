@@ -59,4 +59,4 @@ def fgsm(
     gradient = start.gradient(start.x, loss)
     x_adv = start.clip(start.x + spread(epsilon, start.x) * jnp.sign(gradient))
     steps = start.full(1, jnp.int32)
-    return finish(start, x_adv, norm="linf", steps=steps, grad_zero=is_zero(gradient), backward=1)
+    return finish(start, x_adv, norm="linf", steps=steps, within=epsilon, grad_zero=is_zero(gradient), backward=1)

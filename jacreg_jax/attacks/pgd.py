@@ -89,7 +89,8 @@ def pgd(
     seen = blank(begun, num_steps, trace)
     x_adv, seen = ascend(begun.f, begun.objective(loss), begun.x, first, ball, begun.bounds, num_steps, seen)
     steps = begun.full(num_steps, jnp.int32)
-    return finish(begun, x_adv, norm=norm, steps=steps, loss=loss, backward=num_steps, trajectory=seen)
+    told: dict[str, Any] = {"within": epsilon, "backward": num_steps, "trajectory": seen}
+    return finish(begun, x_adv, norm=norm, steps=steps, loss=loss, **told)
 
 
 class Ball(NamedTuple):

@@ -1,6 +1,7 @@
 """Square attack: random search with squares, which needs no gradient."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -121,8 +122,8 @@ def _search(
 
     held = go_on(start, step, begun, held, num_queries, until)
     calls = 1 + jnp.where(held.done, held.steps, held.made)
-    result = finish(start, held.x_adv, norm=norm, steps=held.steps, grad_zero=start.none(), forward=calls)
-    return result, held
+    told: dict[str, Any] = {"grad_zero": start.none(), "within": epsilon, "forward": calls}
+    return finish(start, held.x_adv, norm=norm, steps=held.steps, **told), held
 
 
 in_parts(square, _search, length="num_queries", stops=(100, 1000), calls=1)

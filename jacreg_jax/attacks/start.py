@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jacreg_jax import checks
 from jacreg_jax.attacks.criteria import Criterion, chosen, misclassified
-from jacreg_jax.attacks.gradient import is_zero
+from jacreg_jax.attacks.gradient import is_zero, with_finite_gradient
 from jacreg_jax.attacks.inputs import Inputs, inputs
 from jacreg_jax.attacks.random_models import OverDraws, over_draws
 from jacreg_jax.attacks.result import (
@@ -22,6 +22,7 @@ from jacreg_jax.attacks.result import (
     Trajectory,
     choose,
     distance,
+    spread,
 )
 from jacreg_jax.keys import check_key, sample_keys
 from jacreg_jax.manual_axes import varying as varying
@@ -44,7 +45,7 @@ class Start(NamedTuple):
     """What every attack works on; float16 and bfloat16 inputs are worked on in float32, as rounded ones."""
 
     f: Function  # raw pixels [B, ...] -> outputs z as the criterion wants them, at least in float32
-    judge: Function  # the same, with draws of its own where f draws
+    judge: Function  # the same, with draws of its own where f draws, and with gradients as they are
     x: Array  # [B, ...] raw pixels, at least in float32
     y: Any  # what the criterion compares outputs with: labels [B], targets, clean outputs
     label: Any  # as the caller gave it
@@ -65,6 +66,16 @@ class Start(NamedTuple):
     def criterion_inside(self) -> Criterion:
         """That of one draw, where f draws."""
         return self.criterion.inner if isinstance(self.criterion, OverDraws) else self.criterion
+
+    @property
+    def span(self) -> Any:
+        """The longest finite range of a pixel, a float or [B]; 1 where there is none. The unit of default sizes."""
+        low, high = self.bounds
+        if isinstance(low, float) and isinstance(high, float):
+            return high - low if high - low < float("inf") else 1.0
+        ranges = jnp.broadcast_to(high - low, self.x.shape).reshape(len(self.x), -1)
+        longest = jnp.max(jnp.where(jnp.isfinite(ranges), ranges, 0), axis=1)
+        return jnp.where(longest > 0, longest, 1)
 
     def clip(self, x_adv: Array) -> Array:
         """The nearest images within bounds."""
@@ -155,7 +166,8 @@ def begin(
     finite = jnp.stack([jnp.isfinite(a.reshape(len(a), -1)).all(1) for a in jax.tree.leaves(z)]).all(0)
     correct = finite & ~criterion.reached(z, y_read)
     judge = function if samples is None else _function(f, criterion, given, keys, samples, judge=True)
-    return Start(function, judge, image, y_read, y, given.bounds, keys, z, correct, finite, criterion, given)
+    climbed = lambda x: function(with_finite_gradient(x))
+    return Start(climbed, judge, image, y_read, y, given.bounds, keys, z, correct, finite, criterion, given)
 
 
 def finish(
@@ -166,6 +178,7 @@ def finish(
     steps: Array,
     grad_zero: Array | None = None,
     loss: Function | None = None,
+    within: Any = None,
     forward: Any = 0,
     backward: Any = 0,
     trajectory: Trajectory | None = None,
@@ -179,6 +192,7 @@ def finish(
         steps: [B].
         grad_zero: [B] bool where it is known already.
         loss: whose gradient at the clean images is looked at where grad_zero is not given.
+        within: epsilon of the ball that x_adv was projected to; rounding makes no distance larger.
         forward: evaluations of f without a gradient between the first and the last, [B] or one number.
         backward: gradients, each with an evaluation.
         trajectory: of the steps.
@@ -187,7 +201,12 @@ def finish(
     unpacked = start.inputs.unpack(choose(clean_correct, x_adv, x))
     seen = start.inputs.pack(unpacked)
     success = ~clean_correct | start.reached(start.judge(seen))
-    reached = jnp.where(success, distance(seen - x, norm), jnp.inf)
+    length = distance(seen - x, norm)
+    success = success & (jnp.isfinite(length) | ~clean_correct)
+    if within is not None:
+        sizes = spread(within, x)  # [B, 1, ...], or as x or one sample of it
+        length = jnp.minimum(length, sizes.reshape(len(sizes), -1).max(1))
+    reached = jnp.where(success, length, jnp.inf)
     if grad_zero is None:
         grad_zero, backward = is_zero(start.gradient(x, loss)), backward + 1
     ended = jnp.where(success, FOOLED, NEVER)
