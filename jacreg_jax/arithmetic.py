@@ -7,8 +7,10 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from jacreg_jax.convolution.form import operand_roles
-from jacreg_jax.signatures import directly_inner
+from jacreg_jax.signatures import CALLS, directly_inner
 from jacreg_jax.types import Function
+
+REPEATED = CALLS | {"scan", "while", "cond", "shard_map"}  # what runs a program; others have one for two numbers
 
 
 def operations(f: Function, *args: Any) -> int:
@@ -33,10 +35,11 @@ def _count(jaxpr: Jaxpr) -> int:
 
 
 def _of_equation(equation: Any) -> int:
-    programs = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in directly_inner(equation)]
-    if programs:
-        return int(equation.params.get("length", 1)) * sum(map(_count, programs))
     name, params = str(equation.primitive), equation.params
+    if name in REPEATED:
+        programs = [p.jaxpr if isinstance(p, ClosedJaxpr) else p for p in directly_inner(equation)]
+        times = params["mesh"].size if name == "shard_map" else params.get("length", 1)
+        return int(times) * sum(map(_count, programs))
     result, *_ = shapes = [out.aval.shape for out in equation.outvars] or [()]
     operands = [variable.aval.shape for variable in equation.invars]
     if name == "dot_general":

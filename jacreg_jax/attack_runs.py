@@ -34,8 +34,8 @@ def run_attack(
     """attack(f, x, y, keys, **swept) over N samples in padded batches, compiled once for all swept values.
 
     Samples that are fooled leave, where there is much to do: Square stops after 100 and 1,000 queries, a scan for the
-    first fooling image (`pgd_distance`, `fgsm_distance`, `white_noise_distance`) after a tenth of its steps, and goes
-    on with those that are left, in batches of a smaller power of two. Each sample's result is that of one run.
+    first fooling image after 30 (`pgd_distance`), 25 (`fgsm_distance`) or 40 steps (`white_noise_distance`). They go on
+    with those that are left, in batches of a smaller power of two. Each sample's result is that of one run.
 
     Args:
         attack: (f, x [B, ...], y [B], keys [B], **swept [B]) -> pytree of [B, ...] such as AttackResult; an attack of

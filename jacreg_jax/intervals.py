@@ -11,6 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jacreg_jax import checks
 from jacreg_jax.interval_rules import BILINEAR, ELEMENTWISE, RISING, SHAPES, Interval as Interval, rule_of
+from jacreg_jax.signatures import CALLS
 from jacreg_jax.types import Array, Function
 
 
@@ -62,7 +63,6 @@ def interval_bounds(f: Function, low: Array, high: Array) -> Interval:
 
 
 _PIECES = 16
-_CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 
 
 def _interpret(jaxpr: Jaxpr, constants: Any, arguments: list[Any], *, split: bool = True) -> list[Any]:
@@ -95,7 +95,7 @@ def _apply(equation: Any, inputs: list[Any], split: bool) -> list[Any]:
         )
     try:
         outputs = rule(run, inputs, boxes)
-    except Exception as error:
+    except (ValueError, AttributeError) as error:  # of the operation itself
         raise TypeError(f"interval_bounds has no rule for {name!r} of such values: {error}") from error
     return [_everything_for_nan(output) for output in outputs]
 
@@ -110,7 +110,7 @@ def _everything_for_nan(output: Any) -> Any:
 
 def _body(equation: Any) -> tuple[Jaxpr, Any] | None:
     """The program within a call, and its constants; other programs within are no calls, such as that of a window."""
-    if equation.primitive.name not in _CALLS:
+    if equation.primitive.name not in CALLS:
         return None
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = equation.params.get(name)

@@ -14,7 +14,7 @@ MODES |= {"eval": False, "is_eval": False, "eval_mode": False, "evaluate": False
 
 
 def mode_arguments(call: Callable[..., Any], *, with_a_value: bool = False) -> tuple[str, ...]:
-    """The arguments of MODES that this call takes.
+    """The arguments of MODES that this call takes, in that order.
 
     Args:
         call: of a module's class, or a function.
@@ -22,10 +22,11 @@ def mode_arguments(call: Callable[..., Any], *, with_a_value: bool = False) -> t
 
     Example:
         >>> mode_arguments(lambda self, x, deterministic, train=False: x)
-        ('deterministic', 'train')
+        ('train', 'deterministic')
     """
-    parameters = inspect.signature(call).parameters.values()
-    return tuple(p.name for p in parameters if p.name in MODES and (isinstance(p.default, bool) or not with_a_value))
+    parameters = inspect.signature(call).parameters
+    has_value = lambda name: isinstance(parameters[name].default, bool)
+    return tuple(name for name in MODES if name in parameters and (has_value(name) or not with_a_value))
 
 
 def in_mode(names: tuple[str, ...], is_train: bool) -> dict[str, bool]:

@@ -99,7 +99,7 @@ class _Run:
     def __init__(self, f: Any, x: Any, y: Any, key: Array, epsilon: Any, options: Any, budget: Budget, size: int):
         self.f, self.x, self.y, self.epsilon, self.budget = f, np.asarray(x), np.asarray(y), epsilon, budget
         self.keys = iter(jax.random.split(key, 64))
-        self.options, self.size = options, size
+        self.options, self.size, self.span = options, size, parts.shortest_range(self.x, options["bounds"])
         self.is_classes = options["criterion"] == misclassified
         self.attacks: tuple[str, ...] = ()  # those of the ensemble that are tried; all where empty
         self.notes: list[str] = []
@@ -149,7 +149,7 @@ class _Run:
     def distances(self) -> dict[str, Any]:
         """The nearest fooling sample by several attacks, and the point-wise nearest of all."""
         found: dict[str, Any] = {}
-        effort = self.budget.gradient_steps, self.budget.searches
+        effort = self.budget.gradient_steps, self.budget.searches, self.span
         for norm in self.epsilon:
             results = {}
             for name, attack in parts.nearest(norm, *effort, **self.options).items():
@@ -206,7 +206,8 @@ class _Run:
         found = {f"smoothed, sigma = {sigma:g}, median L2 radius": float(np.median(radius))}
         found[f"smoothed, sigma = {sigma:g}, accuracy"] = float(np.mean(smoothed.prediction == y))
         try:
-            proved = certify.interval_radius(self.f, jnp.asarray(x), jnp.asarray(y), bounds=self.options["bounds"])
+            options = {"bounds": self.options["bounds"], "largest": self.span}
+            proved = certify.interval_radius(self.f, jnp.asarray(x), jnp.asarray(y), **options)
             found["interval arithmetic, mean L-infinity radius"] = float(jnp.mean(proved))
         except TypeError as error:
             self.notes.append(f"interval arithmetic: not run ({str(error).splitlines()[0]})")

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jacreg_jax import attacks
+from jacreg_jax.attacks.inputs import inputs
 from jacreg_jax.attacks.start import Goal, begin
 from jacreg_jax.signatures import Named
 from jacreg_jax.types import Array, Function
@@ -53,28 +54,23 @@ def noise(criterion: Any, bounds: Any) -> Function:
     return _made(attacks.white_noise, criterion, Named(bounds))
 
 
-def nearest(norm: str, steps: int, searches: int, criterion: Any, bounds: Any) -> dict[str, Function]:
-    """The attacks that seek the nearest fooling sample in a norm, by name."""
+def nearest(norm: str, steps: int, searches: int, span: float, criterion: Any, bounds: Any) -> dict[str, Function]:
+    """The attacks that seek the nearest fooling sample in a norm, by name; span: the shortest range of a pixel."""
     own = criterion, Named(bounds)
     found = {"FAB": _made(attacks.fab, *own, norm=norm, num_steps=min(steps, 100))}
     if norm != "l2":
         return found
     found["DDN"] = _made(attacks.ddn, *own, num_steps=steps)
     rate = max(0.01, 3 / steps)  # few steps must lead as far
-    of_cw = {
-        "num_steps": steps,
-        "binary_search_steps": searches,
-        "learning_rate": rate,
-        "initial_const": _unit(bounds) ** 2,
-    }
+    of_cw = {"num_steps": steps, "binary_search_steps": searches, "learning_rate": rate, "initial_const": span**2}
     return found | {"CW": _made(attacks.carlini_wagner, *own, **of_cw)}
 
 
-def _unit(bounds: Any) -> float:
-    """The range of bounds of two numbers, else 1."""
-    numbers = bounds is not None and all(np.ndim(b) == 0 and isinstance(b, int | float) for b in bounds)
-    span = float(bounds[1] - bounds[0]) if numbers else 1.0
-    return span if np.isfinite(span) else 1.0
+def shortest_range(x: Any, bounds: Any) -> float:
+    """Of the pixels from bound to bound; 1 where one is missing."""
+    low, high = inputs(jnp.asarray(x[:1]), bounds).bounds
+    ranges = np.asarray(high, np.float64) - np.asarray(low, np.float64)
+    return float(np.where(np.isfinite(ranges), ranges, 1).min())
 
 
 def misuse(f: Function, x: Any, is_classes: bool) -> list[str]:

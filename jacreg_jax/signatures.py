@@ -22,6 +22,9 @@ LARGE = 2**20  # entries that are not read through at every call
 ORDERS = 2  # of derivatives that are written out: attacks take one, penalties two
 
 
+CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
+
+
 def directly_inner(equation: Any) -> list[ClosedJaxpr | Jaxpr]:
     """The programs that an equation runs, such as the body of a loop."""
     values = jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: isinstance(v, ClosedJaxpr))

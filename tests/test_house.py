@@ -81,7 +81,7 @@ MAP = {
     "reporting_figure": (BASE, set()),
     "decision_cells": (BASE, FLOOR | {"predictions", "programs"}),
     "interval_rules": (BASE, FLOOR | {"intervals"}),
-    "intervals": (BASE, FLOOR | {"interval_rules"}),
+    "intervals": (BASE, FLOOR | {"interval_rules", "signatures"}),
     "certify": (BASE, FLOOR | {"batches", "intervals", "predictions", "programs"}),  # scipy and the attacks lazily
     "datasets": (BASE, FLOOR),
     "datasets/builders.py": (BASE | {"tensorflow_datasets", "PIL"}, set()),  # itself imported lazily

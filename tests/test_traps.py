@@ -78,6 +78,20 @@ NEAREST = {
 }
 
 
+@pytest.mark.parametrize("name", ["pgd", "pgd_l2", "apgd", "apgd_l1", *NEAREST])
+def test_an_infinite_gradient_is_no_defence(name):
+    """Of a root at black pixels; the twin's is steep there."""
+    attack = (IN_A_BALL | NEAREST)[name]
+    root, steep = lambda x: linear(jnp.sqrt(x)), lambda x: linear(jnp.sqrt(x + 1e-6))
+    options = {"epsilon": {"pgd_l2": 1.0, "apgd_l1": 3.0}.get(name, 0.3)} if name in IN_A_BALL else {}
+    y = root(WITH_BLACK).argmax(1)
+    found, expected = (
+        evaluation.run_attack(attack, f, WITH_BLACK, y, jax.random.key(0), **options) for f in (root, steep)
+    )
+    assert np.isfinite(found.x_adv).all()
+    assert found.success.mean() >= expected.success.mean() - 0.1 > 0.1
+
+
 @pytest.mark.parametrize("name", ["fgsm", "pgd", "pgd_l2", "apgd", "apgd_l1", *NEAREST])
 def test_a_gradient_of_nan_is_no_defence(name):
     attack, y = (IN_A_BALL | NEAREST)[name], trap(WITH_BLACK).argmax(1)
@@ -120,6 +134,38 @@ def test_default_sizes_follow_the_unit_of_the_pixels(name, scale):
     assert found[0].success.any()
     np.testing.assert_array_equal(found[0].success, found[1].success)
     np.testing.assert_allclose(found[0].distance, found[1].distance / scale, rtol=0.02)
+
+
+@pytest.mark.parametrize("name", ["ddn", "cw", "pgd_distance", "fgsm_distance", "white_noise"])
+def test_features_of_other_ranges(name):
+    """An age in [0, 120] and an income in [0, 1e6]: ten years more are the nearest change of mind."""
+    attack = (NEAREST | {"white_noise": attacks.white_noise_distance, "ddn": attacks.ddn})[name]
+    if name == "cw":
+        attack = partial(attacks.carlini_wagner, num_steps=200, learning_rate=0.05)
+    bounds = (np.zeros(2, np.float32), np.array([120, 1e6], np.float32))
+    f = lambda x: jnp.stack([jnp.full(len(x), 40.0), x[:, 0] + x[:, 1] / 1e4 - 4], 1)
+    x = jnp.tile(jnp.array([[30.0, 4e4]]), (8, 1))
+    found = evaluation.run_attack(partial(attack, bounds=bounds), f, x, jnp.zeros(8, int), jax.random.key(0))
+    assert found.success.all() or name == "white_noise"
+    assert found.success.any()
+    if name in ("ddn", "cw"):
+        assert (found.distance < 12).all()
+    if name in ("pgd_distance", "fgsm_distance"):
+        moved = np.asarray(found.x_adv - x) / bounds[1]
+        assert (np.abs(moved) < 0.1).all()
+
+
+@pytest.mark.parametrize(
+    "epsilon", [0.1, np.linspace(0.02, 0.3, 40, dtype=np.float32), np.full((1, 4, 4, 1), 0.1, np.float32)]
+)
+def test_half_precision_tells_how_far_it_went(epsilon):
+    """x_adv goes back to bfloat16, which may lead out of the ball; the distance is the true one."""
+    x, f = IMAGES.astype(jnp.bfloat16), lambda x: linear(x.astype(jnp.float32))
+    result = attacks.fgsm(f, x, f(x).argmax(1), epsilon=epsilon)
+    wide = lambda a: np.asarray(a, np.float32)
+    moved = np.abs(wide(result.x_adv) - wide(x)).reshape(40, -1).max(1)
+    fooled = np.asarray(result.success)
+    np.testing.assert_allclose(wide(result.distance)[fooled], moved[fooled], atol=1e-6)
 
 
 # certificates

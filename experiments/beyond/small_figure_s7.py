@@ -5,7 +5,7 @@ Data:       the photographs that foolbox ships (`make peers`), prepared like the
 Protocol:   that of figure_s7: ResNet-18 at 224 pixels, 100 epochs, the learning rate quenched every 30, PGD within
             16/255, the attacks' odd clipping. But an epoch is one step of twenty images, the ten that are attacked are
             ten of those, and CW takes 5 searches of 100 steps at rate 0.02, not 10 of 1,000 at 0.005.
-Time:       one CPU core: an hour.
+Time:       one CPU core: two hours.
 Leaves:     experiments/results/small_figure_s7/ATTACK-LAMBDA.json and clean-LAMBDA.json.
 """
 

@@ -118,7 +118,7 @@ def carlini_wagner(
         num_steps: Adam steps in each search.
         binary_search_steps: values of c that are tried.
         learning_rate: of Adam.
-        initial_const: first c, scalar or [B]; None: 0.01 times the squared range of bounds.
+        initial_const: first c, scalar or [B]; None: 0.01 times the shortest range of a pixel, squared.
         confidence: margin by which the other class must lead.
         smoother: keeps arctanh of pixels at the bounds finite; pixels start 1 - smoother inside.
         adam_eps: of Adam; near saturated pixels gradients lie below the usual 1e-8, 1e-14 lets them move.
@@ -160,7 +160,7 @@ def carlini_wagner(
     def search(k: Counter, carry: tuple[_Best, _Constants]) -> tuple[_Best, _Constants]:
         best, (const, lower, upper) = carry
         if binary_search_steps >= 10:
-            const = jnp.where(k == binary_search_steps - 1, jnp.minimum(upper, 1e10), const)
+            const = jnp.where(k == binary_search_steps - 1, jnp.minimum(upper, 1e10 * start.span**2), const)
         best, found = _descend(problem, adam, const, num_steps, k * num_steps + 1, best)
         upper = jnp.where(found, jnp.minimum(upper, const), upper)
         lower = jnp.where(found, lower, jnp.maximum(lower, const))
@@ -197,7 +197,7 @@ def _problem(start: Start, smoother: float, confidence: float) -> _Problem:
 
 
 def _objective(problem: _Problem, delta: Array, const: Array) -> tuple[Array, tuple[Array, Array, Array, Array]]:
-    """Sum of the losses, in squared ranges of bounds; each, the images, their squared distances, and who is fooled."""
+    """Sum of the losses, in units of the range; each, the images, their squared distances, and who is fooled."""
     start = problem.start
     x_adv = problem.images(delta)
     z = start.f(x_adv)

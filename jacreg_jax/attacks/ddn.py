@@ -50,8 +50,8 @@ def ddn(
     """The nearest fooling image in L2 by gradient steps whose radius shrinks while fooled and grows while not.
 
     delta <- delta + a_t g / ||g||, epsilon <- epsilon (1 -+ gamma), delta <- epsilon delta / ||delta||, clipped to
-    bounds; a_t falls from 1 to 0.01 along a cosine, times the range of bounds. Where the gradient is zero the direction
-    is random.
+    bounds; a_t falls from 1 to 0.01 along a cosine, times the shortest range of a pixel. Where the gradient is zero
+    the direction is random.
 
     Args:
         f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes.
@@ -59,7 +59,7 @@ def ddn(
         y: integer labels [B].
         key: typed key, or B of them; used where a gradient is zero, and for samples.
         num_steps: gradient steps.
-        init_epsilon: first radius in raw pixels, scalar or [B]; None: the range of bounds, 1 where there are none.
+        init_epsilon: first radius in raw pixels, scalar or [B]; None: the shortest range of a pixel.
         gamma: relative change of the radius in a step.
         loss: per-sample loss of (logits, y), climbed; None: the criterion's own, of classes `losses.log_odds`.
         criterion: what counts as a success, see `criteria`.

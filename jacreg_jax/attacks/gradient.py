@@ -11,11 +11,18 @@ from jacreg_jax.types import Array, Function
 
 @jax.custom_vjp
 def with_finite_gradient(x: Array) -> Array:
-    """x itself; entries of a gradient that are NaN count as 0 from here on, infinite ones as the largest numbers."""
+    """x itself; a gradient's entries that are NaN count as 0 from here on, infinite ones as its largest finite one."""
     return x
 
 
-with_finite_gradient.defvjp(lambda x: (x, None), lambda _, gradient: (jnp.nan_to_num(gradient),))
+def _finite(_: None, gradient: Array) -> tuple[Array]:
+    size = jnp.where(jnp.isfinite(gradient), jnp.abs(gradient), 0)
+    largest = spread(distance(size, "linf"), gradient)
+    largest = jnp.where(largest > 0, largest, 1)
+    return (jnp.clip(jnp.nan_to_num(gradient), -largest, largest),)
+
+
+with_finite_gradient.defvjp(lambda x: (x, None), _finite)
 
 
 def loss_gradient(f: Function, x: Array, y: Array, loss: Function = log_odds) -> Array:

@@ -44,7 +44,7 @@ def white_noise_distance(
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
         key: typed key, or B of them.
-        step_size: of sigma, in raw pixels, as epsilon of `fgsm`; None: 0.01 of the range of bounds.
+        step_size: of sigma, in raw pixels, as epsilon of `fgsm`; None: 0.01 of each pixel's range.
         num_steps: magnitudes that are tried; steps * step_size is the sigma of the hit.
         criterion: what counts as a success, see `criteria`.
         target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
@@ -86,7 +86,7 @@ def _white_noise(
     check_key(key)
     start = begin(f, x, y, bounds, key=key, goal=Goal(criterion, target))
     direction = normal_like(start.keys, start.x)
-    step_size = 0.01 * start.span if step_size is None else step_size
+    step_size = 0.01 * start.ranges if step_size is None else step_size
     checks.positive("step_size", step_size, batch=len(start.x), beside=start.x.shape)
     candidate = lambda k: start.clip(start.x + k * spread(step_size, start.x) * direction)
     held, tried = _first_hit(start, candidate, num_steps, held, until)
@@ -116,7 +116,7 @@ def fgsm_distance(
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
         key: typed key, or B of them; for `samples` alone.
-        step_size: of epsilon, in raw pixels, as epsilon of `fgsm`; None: 1/255 of the range of bounds.
+        step_size: of epsilon, in raw pixels, as epsilon of `fgsm`; None: 1/255 of each pixel's range.
         num_steps: epsilons that are tried; steps * step_size is the epsilon of the hit.
         loss: as for `fgsm`.
         criterion: what counts as a success, see `criteria`.
@@ -162,7 +162,7 @@ def _fgsm(
     goal = Goal(criterion, target, samples)
     start = begin(f, x, y, bounds, key=key if samples else None, goal=goal)
     gradient = start.gradient(start.x, loss)
-    step_size = start.span / 255 if step_size is None else step_size
+    step_size = start.ranges / 255 if step_size is None else step_size
     checks.positive("step_size", step_size, batch=len(start.x), beside=start.x.shape)
     candidate = lambda k: start.clip(start.x + k * spread(step_size, start.x) * jnp.sign(gradient))
     held, tried = _first_hit(start, candidate, num_steps, held, until)
@@ -194,9 +194,9 @@ def pgd_distance(
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
         key: typed key, or B of them; for `samples` alone.
-        epsilon: radius of the L-infinity ball, as for `fgsm`; None: 32/255 of the range of bounds. It is 16/255 in the
+        epsilon: radius of the L-infinity ball, as for `fgsm`; None: 32/255 of each pixel's range. It is 16/255 in the
             paper on CIFAR-10 and ImageNet.
-        step_size: in raw pixels, as epsilon; None: 1/255 of the range of bounds.
+        step_size: in raw pixels, as epsilon; None: 1/255 of each pixel's range.
         num_steps: at most; the paper does not say, and 32 are too few for a Jacobian-regularised model.
         loss: as for `pgd`.
         criterion: what counts as a success, see `criteria`.
@@ -243,8 +243,8 @@ def _pgd(
     goal = Goal(criterion, target, samples)
     sizes = {} if epsilon is None else {"epsilon": epsilon}
     start = begin(f, x, y, bounds, key=key if samples else None, per_entry=True, goal=goal, **sizes)
-    epsilon = start.span * 32 / 255 if epsilon is None else epsilon
-    step_size = start.span / 255 if step_size is None else step_size
+    epsilon = start.ranges * 32 / 255 if epsilon is None else epsilon
+    step_size = start.ranges / 255 if step_size is None else step_size
     checks.positive("step_size", step_size, batch=len(start.x), beside=start.x.shape)
     num_steps = checks.count("num_steps", num_steps)
     image, objective = start.x, start.objective(loss)

@@ -24,6 +24,7 @@ from jacreg_jax.attacks.result import (
     distance,
     spread,
 )
+from jacreg_jax.concrete import look
 from jacreg_jax.keys import check_key, sample_keys
 from jacreg_jax.manual_axes import varying as varying
 from jacreg_jax.rows import at_least_float32
@@ -68,14 +69,19 @@ class Start(NamedTuple):
         return self.criterion.inner if isinstance(self.criterion, OverDraws) else self.criterion
 
     @property
-    def span(self) -> Any:
-        """The longest finite range of a pixel, a float or [B]; 1 where there is none. The unit of default sizes."""
+    def ranges(self) -> Any:
+        """Of every pixel from bound to bound, a float or [B, ...]; 1 where one is missing. Units of default sizes."""
         low, high = self.bounds
         if isinstance(low, float) and isinstance(high, float):
             return high - low if high - low < float("inf") else 1.0
-        ranges = jnp.broadcast_to(high - low, self.x.shape).reshape(len(self.x), -1)
-        longest = jnp.max(jnp.where(jnp.isfinite(ranges), ranges, 0), axis=1)
-        return jnp.where(longest > 0, longest, 1)
+        found = jnp.broadcast_to(high - low, self.x.shape)
+        return jnp.where(jnp.isfinite(found), found, 1)
+
+    @property
+    def span(self) -> Any:
+        """The shortest of them, a float or [B]."""
+        found = self.ranges
+        return found if isinstance(found, float) else found.reshape(len(self.x), -1).min(1)
 
     def clip(self, x_adv: Array) -> Array:
         """The nearest images within bounds."""
@@ -156,6 +162,9 @@ def begin(
     if checks.optional_count("samples", samples) is not None:
         check_key(key)
     keys = None if key is None else sample_keys(key, len(image))
+    if ("epsilon" in sizes or per_entry) and not look(lambda *_: None, *jax.tree.leaves(x)):  # in a jit of the caller
+        low, high = given.bounds  # wide enough for x: clipping must not lead out of the ball
+        given = given._replace(bounds=(jnp.minimum(low, image), jnp.maximum(high, image)))
     image = varying(image, y, target, keys, sizes, given.bounds)
     criterion = chosen(goal.criterion, target)
     criterion = criterion if samples is None else OverDraws(criterion)
@@ -192,7 +201,8 @@ def finish(
         steps: [B].
         grad_zero: [B] bool where it is known already.
         loss: whose gradient at the clean images is looked at where grad_zero is not given.
-        within: epsilon of the ball that x_adv was projected to; rounding makes no distance larger.
+        within: epsilon of the ball that x_adv was projected to. A distance above it by the rounding of x is epsilon;
+            above it by that of half precision, to which x_adv goes back, it stays what it is.
         forward: evaluations of f without a gradient between the first and the last, [B] or one number.
         backward: gradients, each with an evaluation.
         trajectory: of the steps.
@@ -204,8 +214,7 @@ def finish(
     length = distance(seen - x, norm)
     success = success & (jnp.isfinite(length) | ~clean_correct)
     if within is not None:
-        sizes = spread(within, x)  # [B, 1, ...], or as x or one sample of it
-        length = jnp.minimum(length, sizes.reshape(len(sizes), -1).max(1))
+        length = _unrounded(length, within, x, norm)
     reached = jnp.where(success, length, jnp.inf)
     if grad_zero is None:
         grad_zero, backward = is_zero(start.gradient(x, loss)), backward + 1
@@ -224,6 +233,15 @@ def finish(
         count(backward),
         trajectory,
     )
+
+
+def _unrounded(length: Array, epsilon: Any, x: Array, norm: Norm) -> Array:
+    """Distances [B], with epsilon for those that only the rounding of sums x + delta has led beyond it."""
+    sizes, flat = spread(epsilon, x), x.reshape(len(x), -1)  # [B, 1, ...], or as x or one sample of it
+    size = sizes.reshape(len(sizes), -1).max(1)
+    entries = {"linf": 1.0, "l2": flat.shape[1] ** 0.5, "l1": float(flat.shape[1])}[norm]
+    slack = jnp.finfo(x.dtype).eps * (4 * size + entries * jnp.abs(flat).max(1))
+    return jnp.where(length <= size + slack, jnp.minimum(length, size), length)
 
 
 def _function(

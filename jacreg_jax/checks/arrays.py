@@ -221,8 +221,7 @@ def bounds(bounds: Any, x: jax.Array) -> Bounds:
     """(low, high), each a float or an array that lies beside x [B, ...] with all its axes.
 
     Each may be a scalar or an array that broadcasts to x: per channel [C], per feature, per sample [B, 1, ...]. None is
-    no bound, for both or on one side; so is an infinite entry of an array. Where nobody can look whether x lies within,
-    as under a `jax.jit` of the caller's, they are made wide enough for x: else clipping would lead out of a ball.
+    no bound, for both or on one side; so is an infinite entry of an array.
 
     Raises:
         TypeError: not a pair of real numbers.
@@ -237,9 +236,8 @@ def bounds(bounds: Any, x: jax.Array) -> Bounds:
         wide_low, wide_high = np.asarray(low, np.float64), np.asarray(high, np.float64)
         if not np.all(wide_low < wide_high):
             raise ValueError(f"bounds must be numbers with low below high, got ({short(low)}, {short(high)})")
-        if look(lambda x: _inside(x, wide_low, wide_high), x):
-            return low, high
-    return jnp.minimum(low, x), jnp.maximum(high, x)
+        look(lambda x: _inside(x, wide_low, wide_high), x)
+    return low, high
 
 
 def _bound(bound: Any, x: jax.Array) -> Any:

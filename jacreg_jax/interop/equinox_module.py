@@ -20,13 +20,14 @@ from jacreg_jax.types import PyTree
 KEYS = "key", "rng", "rngs", "prng_key"
 
 
-def from_equinox(model: Any, state: Any = None) -> Functional:
+def from_equinox(model: Any, state: Any = None, **options: Any) -> Functional:
     """An equinox module of single samples, mapped over the batch.
 
     Args:
         model: an `equinox.Module`, called as model(x) or model(x, key=key), and with a state as model(x, state). Its
             key may be called rng, rngs or prng_key; its call may say the mode, by an argument of `modes.MODES`.
         state: from `equinox.nn.make_with_state`, for BatchNorm with axis_name="batch".
+        **options: for the module's call.
 
     Returns:
         Functional.
@@ -51,7 +52,7 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
         )
     params, rest = equinox.partition(model, equinox.is_inexact_array)
     of_call = type(model).__call__
-    modes.warn_of_unknown_mode(of_call, {})
+    modes.warn_of_unknown_mode(of_call, options)
     names = modes.mode_arguments(of_call, with_a_value=True)
     key_name = next((name for name in KEYS if name in inspect.signature(of_call).parameters), None)
 
@@ -59,16 +60,16 @@ def from_equinox(model: Any, state: Any = None) -> Functional:
         merged = equinox.combine(params, rest)
         if mode is not None:
             merged = equinox.nn.inference_mode(merged, value=mode == "eval")
-        given = {} if mode is None else modes.in_mode(names, mode == "train")
+        given = options | ({} if mode is None else modes.in_mode(names, mode == "train"))
         keys = _keys_of_rows(key, x) if key_name and key is not None else None
-        options = (lambda key: given | {key_name: key}) if key_name else (lambda key: given)
+        arguments = (lambda key: given | {key_name: key}) if key_name else (lambda key: given)
         axes = None if keys is None else 0
         if isinstance(state, equinox.nn.State):
-            one = lambda x, state, key: merged(x, state, **options(key))
+            one = lambda x, state, key: merged(x, state, **arguments(key))
             mapped = jax.vmap(one, in_axes=(0, None, axes), out_axes=(0, None), axis_name="batch")
             with _over_whole_batch(equinox):
                 return mapped(x, state, keys)
-        one_stateless = lambda x, key: merged(x, **options(key))
+        one_stateless = lambda x, key: merged(x, **arguments(key))
         return jax.vmap(one_stateless, in_axes=(0, axes), axis_name="batch")(x, keys), state
 
     def statistics(params: PyTree, state: Any, x: Any, key: Any) -> Any:

@@ -263,7 +263,8 @@ def _require(module: Any) -> None:
 
 
 def _mode(module: nn.Module, is_train: bool, options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a call in this mode; what the caller gives counts before it."""
+    """The arguments of a call in this mode: the first of them says it, the others may be given by the caller."""
     call = type(module).__call__
     modes.warn_of_unknown_mode(call, options)
-    return modes.in_mode(modes.mode_arguments(call), is_train) | options
+    names = modes.mode_arguments(call)
+    return modes.in_mode(names, is_train) | options | modes.in_mode(names[:1], is_train)
