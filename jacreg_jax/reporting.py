@@ -21,6 +21,7 @@ import numpy as np
 
 from jacreg_jax import attacks, certify, checks, corruptions, evaluation, masking, reporting_sections as parts
 from jacreg_jax.attacks.criteria import Criterion, misclassified
+from jacreg_jax.attacks.inputs import inputs
 from jacreg_jax.reporting_result import Budget as Budget, Report as Report, quick as quick, standard as standard
 from jacreg_jax.types import Array, Function
 
@@ -99,7 +100,10 @@ class _Run:
     def __init__(self, f: Any, x: Any, y: Any, key: Array, epsilon: Any, options: Any, budget: Budget, size: int):
         self.f, self.x, self.y, self.epsilon, self.budget = f, np.asarray(x), np.asarray(y), epsilon, budget
         self.keys = iter(jax.random.split(key, 64))
-        self.options, self.size, self.span = options, size, parts.shortest_range(self.x, options["bounds"])
+        self.options, self.size = options, size
+        self.span = float(
+            np.min(inputs(jnp.asarray(self.x[:1]), options["bounds"]).span)
+        )  # the shortest range of a pixel
         self.is_classes = options["criterion"] == misclassified
         self.attacks: tuple[str, ...] = ()  # those of the ensemble that are tried; all where empty
         self.notes: list[str] = []

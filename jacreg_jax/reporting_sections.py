@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jacreg_jax import attacks
-from jacreg_jax.attacks.inputs import inputs
 from jacreg_jax.attacks.start import Goal, begin
 from jacreg_jax.signatures import Named
 from jacreg_jax.types import Array, Function
@@ -64,13 +63,6 @@ def nearest(norm: str, steps: int, searches: int, span: float, criterion: Any, b
     rate = max(0.01, 3 / steps)  # few steps must lead as far
     of_cw = {"num_steps": steps, "binary_search_steps": searches, "learning_rate": rate, "initial_const": span**2}
     return found | {"CW": _made(attacks.carlini_wagner, *own, **of_cw)}
-
-
-def shortest_range(x: Any, bounds: Any) -> float:
-    """Of the pixels from bound to bound; 1 where one is missing."""
-    low, high = inputs(jnp.asarray(x[:1]), bounds).bounds
-    ranges = np.asarray(high, np.float64) - np.asarray(low, np.float64)
-    return float(np.where(np.isfinite(ranges), ranges, 1).min())
 
 
 def misuse(f: Function, x: Any, is_classes: bool) -> list[str]:

@@ -20,8 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 SETTLED = "/jax/_src/nn/", f"{Path(__file__).parent}/"  # whose rules depend on nothing but the program
 LARGE = 2**20  # entries that are not read through at every call
 ORDERS = 2  # of derivatives that are written out: attacks take one, penalties two
-
-
+# primitives that run the program within them once, on their own arguments
 CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
 
 

@@ -148,7 +148,7 @@ def carlini_wagner(
     start = begin(f, x, y, bounds, key=key if samples else None, confidence=confidence, goal=goal)
     num_steps = checks.count("num_steps", num_steps)
     binary_search_steps = checks.count("binary_search_steps", binary_search_steps)
-    initial_const = 0.01 * start.span**2 if initial_const is None else initial_const
+    initial_const = 0.01 * start.inputs.span**2 if initial_const is None else initial_const
     checks.positive("initial_const", initial_const, batch=len(start.x))
     checks.positive("learning_rate", learning_rate)
     checks.positive("adam_eps", adam_eps)
@@ -160,7 +160,7 @@ def carlini_wagner(
     def search(k: Counter, carry: tuple[_Best, _Constants]) -> tuple[_Best, _Constants]:
         best, (const, lower, upper) = carry
         if binary_search_steps >= 10:
-            const = jnp.where(k == binary_search_steps - 1, jnp.minimum(upper, 1e10 * start.span**2), const)
+            const = jnp.where(k == binary_search_steps - 1, jnp.minimum(upper, 1e10 * start.inputs.span**2), const)
         best, found = _descend(problem, adam, const, num_steps, k * num_steps + 1, best)
         upper = jnp.where(found, jnp.minimum(upper, const), upper)
         lower = jnp.where(found, lower, jnp.maximum(lower, const))
@@ -204,7 +204,12 @@ def _objective(problem: _Problem, delta: Array, const: Array) -> tuple[Array, tu
     squared = jnp.sum((x_adv - start.x).reshape(len(start.x), -1) ** 2, axis=1)
     lead = start.margin(z)
     value = squared + const * jnp.maximum(0, problem.confidence - lead)
-    return jnp.sum(value / start.span**2), (value, x_adv, squared, start.reached(z) & (lead >= problem.confidence))
+    return jnp.sum(value / start.inputs.span**2), (
+        value,
+        x_adv,
+        squared,
+        start.reached(z) & (lead >= problem.confidence),
+    )
 
 
 def _descend(

@@ -85,7 +85,7 @@ def ddn(
     """
     check_key(key)
     start = begin(f, x, y, bounds, key=key, goal=Goal(criterion, target, samples))
-    init_epsilon = start.span if init_epsilon is None else init_epsilon
+    init_epsilon = start.inputs.span if init_epsilon is None else init_epsilon
     checks.positive("init_epsilon", init_epsilon, batch=len(start.x))
     checks.fraction("gamma", gamma)
     num_steps = checks.count("num_steps", num_steps)
@@ -103,7 +103,7 @@ def ddn(
         length = distance(s.delta, "l2")
         better = fooled & (length <= s.shortest)
         rate = 0.01 + 0.99 * (1 + jnp.cos(jnp.pi * i / num_steps)) / 2
-        delta = s.delta + spread(rate * start.span, image) * direction
+        delta = s.delta + spread(rate * start.inputs.span, image) * direction
         epsilon = jnp.minimum(s.epsilon * jnp.where(fooled, 1 - gamma, 1 + gamma), farthest)
         delta = delta * spread(epsilon / jnp.maximum(distance(delta, "l2"), 1e-12), image)
         return _State(

@@ -86,7 +86,7 @@ def _white_noise(
     check_key(key)
     start = begin(f, x, y, bounds, key=key, goal=Goal(criterion, target))
     direction = normal_like(start.keys, start.x)
-    step_size = 0.01 * start.ranges if step_size is None else step_size
+    step_size = 0.01 * start.inputs.ranges if step_size is None else step_size
     checks.positive("step_size", step_size, batch=len(start.x), beside=start.x.shape)
     candidate = lambda k: start.clip(start.x + k * spread(step_size, start.x) * direction)
     held, tried = _first_hit(start, candidate, num_steps, held, until)
@@ -162,7 +162,7 @@ def _fgsm(
     goal = Goal(criterion, target, samples)
     start = begin(f, x, y, bounds, key=key if samples else None, goal=goal)
     gradient = start.gradient(start.x, loss)
-    step_size = start.ranges / 255 if step_size is None else step_size
+    step_size = start.inputs.ranges / 255 if step_size is None else step_size
     checks.positive("step_size", step_size, batch=len(start.x), beside=start.x.shape)
     candidate = lambda k: start.clip(start.x + k * spread(step_size, start.x) * jnp.sign(gradient))
     held, tried = _first_hit(start, candidate, num_steps, held, until)
@@ -243,8 +243,8 @@ def _pgd(
     goal = Goal(criterion, target, samples)
     sizes = {} if epsilon is None else {"epsilon": epsilon}
     start = begin(f, x, y, bounds, key=key if samples else None, per_entry=True, goal=goal, **sizes)
-    epsilon = start.ranges * 32 / 255 if epsilon is None else epsilon
-    step_size = start.ranges / 255 if step_size is None else step_size
+    epsilon = start.inputs.ranges * 32 / 255 if epsilon is None else epsilon
+    step_size = start.inputs.ranges / 255 if step_size is None else step_size
     checks.positive("step_size", step_size, batch=len(start.x), beside=start.x.shape)
     num_steps = checks.count("num_steps", num_steps)
     image, objective = start.x, start.objective(loss)

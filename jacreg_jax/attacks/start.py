@@ -68,21 +68,6 @@ class Start(NamedTuple):
         """That of one draw, where f draws."""
         return self.criterion.inner if isinstance(self.criterion, OverDraws) else self.criterion
 
-    @property
-    def ranges(self) -> Any:
-        """Of every pixel from bound to bound, a float or [B, ...]; 1 where one is missing. Units of default sizes."""
-        low, high = self.bounds
-        if isinstance(low, float) and isinstance(high, float):
-            return high - low if high - low < float("inf") else 1.0
-        found = jnp.broadcast_to(high - low, self.x.shape)
-        return jnp.where(jnp.isfinite(found), found, 1)
-
-    @property
-    def span(self) -> Any:
-        """The shortest of them, a float or [B]."""
-        found = self.ranges
-        return found if isinstance(found, float) else found.reshape(len(self.x), -1).min(1)
-
     def clip(self, x_adv: Array) -> Array:
         """The nearest images within bounds."""
         return jnp.clip(x_adv, *self.bounds)

@@ -66,6 +66,7 @@ def train_mode(module: nn.Module, **options: Any) -> Apply:
         (2, 3)
     """
     _require(module)
+    modes.warn_of_unknown_mode(type(module).__call__, options)
     return functools.partial(_applied, module, _mode(module, True, options))
 
 
@@ -112,6 +113,7 @@ def eval_mode(module: nn.Module, **options: Any) -> Apply:
         (2, 3)
     """
     _require(module)
+    modes.warn_of_unknown_mode(type(module).__call__, options)
     return reads_running_statistics(functools.partial(_applied, module, _mode(module, False, options), is_frozen=True))
 
 
@@ -181,6 +183,7 @@ def predictor(
     _require(module)
     if preprocess is not None:
         checks.function("preprocess", preprocess, ("raw",))
+    modes.warn_of_unknown_mode(type(module).__call__, options)
     evaluate = _Evaluate(module, tuple(sorted(options.items())))
     return jax.tree_util.Partial(Output(evaluate, preprocess), params, model_state or {}, None)
 
@@ -264,7 +267,5 @@ def _require(module: Any) -> None:
 
 def _mode(module: nn.Module, is_train: bool, options: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call in this mode: the first of them says it, the others may be given by the caller."""
-    call = type(module).__call__
-    modes.warn_of_unknown_mode(call, options)
-    names = modes.mode_arguments(call)
+    names = modes.mode_arguments(type(module).__call__)
     return modes.in_mode(names, is_train) | options | modes.in_mode(names[:1], is_train)
