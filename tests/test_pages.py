@@ -251,11 +251,15 @@ def test_every_element_has_a_state():
     for figure in ("1", "2", "S1", "S2", "S3", "S4", "S7"):
         assert f"Figure {figure}" in {element.name for element in found}
     states = {element.name: element.state()[0] for element in found}
+    said = {element.name: element.state()[1] for element in found}
     assert set(states.values()) <= set(elements.State.__args__)
     assert states["Figure 2"] == "shortened"
     assert states["Figure 1"] == "unsettled", "one model"
     assert states["Figure S7"] == "not run"
-    assert states["Figure S6, DDNet"] == "in part"
+    assert states["Figure S6, DDNet"] == "shortened"
+    assert said["Figure S6, DDNet"].startswith("holds at 15,000 of 150,000 steps")
+    assert states["Figure S4"] == "outside"
+    assert said["Figure S4"] == "does not hold at 1,500 of 150,000 steps, 1 of 5 seeds"
     rendered = elements.render(found)
     (line,) = [line for line in rendered.splitlines() if line.startswith("| Section 3.1, few samples")]
     assert [cell.strip() for cell in line.split("|")[4:7]] == ["15 to 45", "10,000", "`table1`"]

@@ -64,10 +64,13 @@ def of_claim(name: str, holds: Callable[[], bool], full: int | None, seeds: int,
         return "not run", note
     steps, count = found["config"]["recipe"]["num_steps"], len(results.models(name))
     note = ", ".join(part for part in (note, f"{count} of {seeds} seeds" * (count < seeds)) if part)
-    if not holds():
+    held = holds()
+    if steps < full:
+        note = f"{'holds' if held else 'does not hold'} at {steps:,} of {full:,} steps" + f", {note}" * bool(note)
+    if not held:
         return "outside", note
     if steps < full:
-        return "shortened", f"holds at {steps:,} of {full:,} steps" + f", {note}" * bool(note)
+        return "shortened", note
     return "unsettled" if count < 2 else "reproduced", note
 
 

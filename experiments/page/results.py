@@ -106,9 +106,11 @@ def median(model: dict, first: int | None = None) -> float:
 
 def fewer(names: Iterable[str], whole: int = 1000) -> str:
     """Says of result files which were measured on fewer than the whole of the images; empty where none was."""
-    counts = {name.rsplit("/", 1)[1]: config(name).get("num_samples", whole) for name in names}
-    said = [f"{name} on the first {count}" for name, count in counts.items() if count < whole]
-    return f"\n\nOf {whole:,} images: {', '.join(said)}." if said else ""
+    found: dict[int, list[str]] = {}
+    for name in names:
+        found.setdefault(config(name).get("num_samples", whole), []).append(name.rsplit("/", 1)[1])
+    said = [f"{', '.join(found[count])} on the first {count}" for count in sorted(found) if count < whole]
+    return f"\n\nOf {whole:,} images: {'; '.join(said)}." if said else ""
 
 
 def norm(model: dict) -> float:
