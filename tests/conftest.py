@@ -1,5 +1,7 @@
 """A strict session: 8 virtual CPU devices, rank promotion raises, warnings are errors (pyproject.toml)."""
 
+import contextlib
+import gc
 import inspect
 import itertools
 import os
@@ -30,7 +32,7 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src import monitoring  # counts compilations only
+from jax._src import compiler, monitoring  # to choose how programs are compiled, and to count compilations
 
 ROOT = Path(__file__).resolve().parents[1]
 NEIGHBOURING_DATA = ROOT.parent / "shared" / "data" / "tensorflow_datasets"
@@ -39,6 +41,23 @@ REQUIRED = os.environ.get("JACREG_REQUIRE", "").split(",")  # set by .ci/run: no
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache" / "tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+gc.set_threshold(100_000, 20, 100)  # a twentieth of the suite's time went into looking for garbage among programs
+
+
+@contextlib.contextmanager
+def optimized():
+    """Programs first called in here take longer to compile and run faster: for tests that train for many steps."""
+    plain = compiler.get_compile_options
+
+    def options(*args, **kwargs):
+        found = plain(*args, **kwargs)
+        found.executable_build_options.debug_options.xla_backend_optimization_level = 3
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compiler, "get_compile_options", options)
+        yield
 
 
 def skip_or_fail(what: str, reason: str):

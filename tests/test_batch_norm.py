@@ -21,6 +21,7 @@ from jacreg_jax import (
     training,
 )
 from jacreg_jax.models import ResNet18
+from tests.conftest import optimized
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +118,8 @@ def trained(net, way, data, *, lambda_jr=0.01, num_steps=1000, learning_rate=0.0
     optimizer = training.sgd(learning_rate)
     state = training.init_state(net.params, optimizer, jax.random.key(1), net.model_state)
     rows = np.random.default_rng(0).integers(0, len(train["label"]), (num_steps, 64)).astype(np.int32)
-    state, _ = training.make_train_steps(loss, optimizer)(state, train, rows)
+    with optimized():
+        state, _ = training.make_train_steps(loss, optimizer)(state, train, rows)
     f = net.predictor(state.params, state.model_state)
     norms = evaluation.map_batches(exact_frobenius_sq, f, test["image"], batch_size=270)
     return evaluation.accuracy(f, test["image"], test["label"]), float(np.sqrt(norms.mean()))

@@ -1,5 +1,7 @@
 """cyclopropagation.py: equal to automatic differentiation to 1e-12, finite where the printed form is 0/0."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,9 +34,14 @@ def assert_equal(ours, theirs):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), ours, theirs)
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("depth", SIZES)
-@pytest.mark.parametrize("is_activated", [False, True])
+# of all combinations the half in which any two parts meet is in the fast tests
+COMBINATIONS = [
+    pytest.param(name, depth, is_activated, marks=[pytest.mark.slow] * ((i + depth + is_activated) % 2))
+    for (i, name), depth, is_activated in itertools.product(enumerate(ACTIVATIONS), SIZES, (False, True))
+]
+
+
+@pytest.mark.parametrize(("name", "depth", "is_activated"), COMBINATIONS)
 def test_equals_autodiff(x64, key, name, depth, is_activated):
     """Exact and per probe, with logits or an activated last layer."""
     params = mlp_params(key, SIZES[depth], jnp.float64)

@@ -20,6 +20,7 @@ from experiments.lab.recipes import defences, jacobian, plain, regularizers
 from experiments.page import elements, results
 from experiments.studies import generalization
 from jacreg_jax.models import MLP
+from tests.conftest import optimized
 
 SMALL = dataclasses.replace(
     IMAGENET_RESNET18,
@@ -82,6 +83,11 @@ def test_the_penalty_of_a_batch_norm_network_is_at_held_statistics():
 @pytest.fixture(scope="module")
 def committed(tfds_dir, tmp_path_factory):
     """A cell of two models in a folder of its own, as an experiment leaves it."""
+    with optimized():
+        return leave_a_cell(tfds_dir, tmp_path_factory)
+
+
+def leave_a_cell(tfds_dir, tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
     arguments = ["--columns", "1", "--regularizers", "none", "--seeds", "2", "--num-steps", "20", "--norms", "10"]
     module, config = command_line.parse("table1", [*arguments, "--dispatch", "10", "--checkpoint-every", "10"])
@@ -97,7 +103,8 @@ def committed(tfds_dir, tmp_path_factory):
 def test_a_committed_model_is_made_once_more(committed, tfds_dir, tmp_path, capsys):
     folder, path = committed
     config = verify.Config("20-steps/table1/1-none", 1, folder, tmp_path, str(tfds_dir))
-    rows = verify.run(config)
+    with optimized():
+        rows = verify.run(config)
     assert set(rows) == {"accuracy", "jacobian_norm.mean", "jacobian_norm.rms"}
     assert all(old == new for old, new in rows.values())
     out = capsys.readouterr().out
