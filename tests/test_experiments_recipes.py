@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.beyond import sceptic
 from experiments.lab import batches, problems, programs, recipes, record, zoo
 from experiments.lab.options import Options
 from experiments.lab.problems import CIFAR10_DDNET, CIFAR10_RESNET18, IMAGENET_RESNET18, MNIST_LENET
@@ -197,6 +198,16 @@ def test_methods_of_the_sceptic_differ_from_the_base_in_what_they_say():
     assert known["PGD, 7 steps"].recipe.max_epsilon == 8 / 255
     assert "base, smooth" not in methods.methods(MNIST_LENET), "LeNet' is smooth: tanh"
     assert len({m.recipe.digest() for m in known.values()}) == len(known)
+
+
+def test_the_sceptic_measures_what_is_asked_for():
+    config = sceptic.Config(methods=("base", "Jacobian, 0.1"), kinds=("smoothed", "clean"), seeds=2)
+    found = sceptic.cells(config)
+    names = [f"{kind}-{method}" for method in ("base", "Jacobian-0.1") for kind in ("smoothed", "clean")]
+    assert [cell.name for cell in found] == [f"sceptic/{name}" for name in names]
+    every = {cell.name: cell.config() for cell in sceptic.cells(dataclasses.replace(config, kinds=sceptic.KINDS))}
+    assert len(every) == 8
+    assert all(every[cell.name] == cell.config() for cell in found)
 
 
 def test_gelu_of_a_network_is_gelu():

@@ -43,6 +43,8 @@ class Config(options.Measured):
     problem: Literal["mnist_lenet", "cifar10_ddnet"] = "mnist_lenet"
     methods: tuple[str, ...] = ()
     """Of training, as the table names them; none: all."""
+    kinds: tuple[Literal["clean", "worst", "smoothed", "corrupted"], ...] = KINDS
+    """What is measured of each model."""
     seeds: int = 3
     num_attacked: int = 200
     num_queries: int = 1000
@@ -80,7 +82,8 @@ def cells(config: Config) -> list[Cell]:
     found = []
     for name in config.methods or known:
         recipe = known[name].recipe.shortened(config.num_steps)
-        for kind, (settings, measured) in kinds.items():
+        for kind in config.kinds:
+            settings, measured = kinds[kind]
             file = f"{folder}/{kind}-{record.slug(name)}"
             found.append(Cell(file, recipe, range(config.seeds), settings, measured))
     return found
