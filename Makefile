@@ -86,7 +86,7 @@ paper: .venv/.done  ## all that docs/results.md shows: what is missing is run, i
 	$(BIN)/python -m experiments runbook
 
 paper-gpu: .venv/.done  ## the same on a GPU, a piece of at most 9 minutes a call
-	$(BIN)/python -m experiments runbook --gpu --hours 0.15
+	$(BIN)/python -m experiments runbook --gpu --hours 0.15 --beside 4
 
 notebooks: .venv/.done  ## the .ipynb for Colab from the .py
 	$(BIN)/jupytext --quiet --to ipynb notebooks/*.py

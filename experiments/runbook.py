@@ -1,7 +1,7 @@
 """The run book: all that the results page shows, in order of value; what is missing is run, one experiment at a time.
 
 Command:    python -m experiments runbook [--list] [--hours 8]      `make paper`
-            python -m experiments runbook --gpu --hours 0.15        `make paper-gpu`: a piece of at most 9 minutes
+            python -m experiments runbook --gpu --hours 0.15 --beside 4     `make paper-gpu`: at most 9 minutes
 Says:       for every line its command, how many models are missing, and about how long they take on two CPU cores.
 Stops:      after --hours, by Ctrl-C, or when all is there; the same command goes on from the last checkpoint.
 Time:       days on two CPU cores; --list prints it line by line.
@@ -10,11 +10,13 @@ Leaves:     what the experiments leave; models and checkpoints in files of under
 """
 
 import dataclasses
+import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -73,6 +75,8 @@ class Config:
     """All at full length with the paper's seeds; of LeNet' the models of a cell in one program."""
     hours: float | None = None
     """Stop after as many; None: when all is there."""
+    beside: int = 1
+    """Commands that run at once, if they want no model in common; on a GPU some train while others are compiled."""
     out: Path = RESULTS
     runs: Path = RUNS
     data_dir: str | None = None
@@ -88,25 +92,24 @@ class Line(NamedTuple):
     command: str
     missing: int  # models that a result file lacks
     hours: float | None  # of their training on two CPU cores; None: no step of theirs was timed
+    models: frozenset = frozenset()  # those models, (recipe, seed)
 
 
 def run(config: Config) -> list[str]:
-    """Print the book, then run what is missing, line by line; returns the commands that failed.
+    """Print the book, then run what is missing, line by line; returns the commands that did not finish.
 
     Raises:
-        ValueError: hours is no positive number.
+        ValueError: hours is no positive number, or beside is below 1.
     """
     if config.hours is not None and not config.hours > 0:
         raise ValueError(f"hours must be positive, got {config.hours}")
+    if config.beside < 1:
+        raise ValueError(f"beside must be at least 1, got {config.beside}")
     counted: set = set()
     lines = [line_of(command, config, counted) for command in (GPU if config.gpu else CPU)]
     print(listing(lines))
-    deadline, failed = time.monotonic() + 3600 * (config.hours or 1e6), []
-    for line in [] if config.list else lines:
-        if line.missing and time.monotonic() < deadline:
-            print(f"\n{line.command}", flush=True)
-            if code := obey(line.command, config, deadline):
-                failed.append(f"{line.command}: exit status {code}")
+    deadline = time.monotonic() + 3600 * (config.hours or 1e6)
+    failed = work([] if config.list else [line for line in lines if line.missing], config, deadline)
     if failed:
         print("\nnot finished:\n" + "\n".join(failed))
     return failed
@@ -141,7 +144,8 @@ def line_of(command: str, config: Config, counted: set) -> Line:
     } - counted
     counted |= untrained
     hours = [hours_of(recipe) for recipe, _ in untrained]
-    return Line(command, len(found), None if None in hours else sum(hours))
+    wanted = frozenset((cell.recipe, seed) for (_, seed), cell in found.items())
+    return Line(command, len(found), None if None in hours else sum(hours), wanted)
 
 
 def parsed(command: str, config: Config):
@@ -165,17 +169,44 @@ def hours_of(recipe: Recipe) -> float | None:
     return recipe.num_steps * step * images / recipe.problem.batch_size / 3.6e6
 
 
-def obey(command: str, config: Config, deadline: float) -> int:
-    """Run a command; its exit status. At the deadline it is told to save and stop."""
+def work(waiting: Iterable[Line], config: Config, deadline: float) -> list[str]:
+    """Run lines in their order, `beside` at once; those that failed. At the deadline all are told to save and stop."""
+    waiting, failed = list(waiting), []
+    running: dict[subprocess.Popen, Line] = {}
+
+    def ended(process):
+        line, code = running.pop(process), process.wait()
+        if code:
+            failed.append(f"{line.command}: exit status {code}")
+
+    try:
+        while (waiting or running) and time.monotonic() < deadline:
+            if line := following(waiting, running.values(), config.beside):
+                print(f"\n{line.command}", flush=True)
+                waiting.remove(line)
+                running[start(line.command, config)] = line
+            else:
+                time.sleep(0.1)
+            for process in [process for process in running if process.poll() is not None]:
+                ended(process)
+    finally:
+        for process in running:
+            process.send_signal(signal.SIGTERM)
+        for process in list(running):
+            ended(process)
+    return failed
+
+
+def following(waiting: Iterable[Line], running: Iterable[Line], beside: int) -> Line | None:
+    """The first line that may start: there is room for it, and none that runs wants one of its models."""
+    busy = list(running)
+    free = (line for line in waiting if not any(line.models & other.models for other in busy))
+    return next(free, None) if len(busy) < beside else None
+
+
+def start(command: str, config: Config) -> subprocess.Popen:
+    """The process of a command; several on one GPU must not each take most of its memory beforehand."""
     own = ["--out", str(config.out), "--runs", str(config.runs)]
     own += ["--data-dir", config.data_dir] if config.data_dir else []
-    process = subprocess.Popen([sys.executable, "-m", "experiments", *shlex.split(command), *own])
-    try:
-        return process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
-        return process.wait()
-    except BaseException:
-        process.send_signal(signal.SIGTERM)
-        process.wait()
-        raise
+    environment = os.environ | ({"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} if config.beside > 1 else {})
+    return subprocess.Popen([sys.executable, "-m", "experiments", *shlex.split(command), *own], env=environment)

@@ -152,6 +152,8 @@ def test_the_run_book_lists_what_is_missing(tmp_path, capsys):
     assert runbook.run(dataclasses.replace(config, gpu=True)) == []
     with pytest.raises(ValueError, match="hours must be positive, got 0"):
         runbook.run(dataclasses.replace(config, hours=0))
+    with pytest.raises(ValueError, match="beside must be at least 1, got 0"):
+        runbook.run(dataclasses.replace(config, beside=0))
 
 
 def test_the_run_book_estimates_from_timed_steps(tmp_path, monkeypatch):
@@ -170,14 +172,36 @@ def test_the_run_book_estimates_from_timed_steps(tmp_path, monkeypatch):
 
 def test_a_piece_of_the_run_book_ends_at_its_deadline(tmp_path, monkeypatch):
     """The experiment is told to save and stop."""
-    script = tmp_path / "python"
-    script.write_text("#!/bin/sh\nexec sleep 60\n")
+    stand_in(tmp_path, monkeypatch, "exec sleep 60")
+    begun, lines = time.monotonic(), [runbook.Line(name, 1, None) for name in ("table1", "table2", "table3")]
+    config = runbook.Config(out=tmp_path, runs=tmp_path, beside=2)
+    failed = runbook.work(lines, config, time.monotonic() + 0.5)
+    assert failed == [f"{name}: exit status {-signal.SIGTERM}" for name in ("table1", "table2")]
+    assert time.monotonic() - begun < 10
+
+
+def test_lines_of_the_run_book_beside_one_another_share_no_model(tmp_path, monkeypatch):
+    log = tmp_path / "log"
+    stand_in(tmp_path, monkeypatch, f'echo "+$3" >> {log}; sleep 0.5; echo "-$3" >> {log}; test $3 != a')
+    lines = [
+        runbook.Line(name, 1, None, frozenset(models)) for name, models in {"a": [1], "b": [1, 2], "c": [3]}.items()
+    ]
+    run = lambda beside: runbook.work(lines, runbook.Config(beside=beside), time.monotonic() + 60)
+    assert run(1) == ["a: exit status 1"]
+    assert log.read_text().split() == ["+a", "-a", "+b", "-b", "+c", "-c"]
+    log.unlink()
+    assert run(3) == ["a: exit status 1"]
+    written = log.read_text().split()
+    assert set(written[:2]) == {"+a", "+c"}, "both at once"
+    assert written.index("+b") > written.index("-a"), "b wants the model that a trains"
+
+
+def stand_in(folder, monkeypatch, program):
+    """A shell script in the place of python."""
+    script = folder / "python"
+    script.write_text(f"#!/bin/sh\n{program}\n")
     script.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(script))
-    begun = time.monotonic()
-    code = runbook.obey("table1", runbook.Config(out=tmp_path, runs=tmp_path), time.monotonic() + 0.2)
-    assert code == -signal.SIGTERM
-    assert time.monotonic() - begun < 10
 
 
 def test_a_problem_that_streams_is_trained_attacked_and_measured(tmp_path, monkeypatch):
