@@ -36,8 +36,8 @@ def of_cells(cells: Iterable[tuple]) -> tuple[State, str]:
     if not ran:
         return "not run", ""
     outside, seeds = sum(results.differs(*cell) for cell in ran), [len(values) for values, *_ in ran]
-    note = f"{outside} of {len(ran)} cells differ" if outside else f"none of {len(ran)} cells differs"
-    note += f", {min(seeds)} to {max(seeds)} models each"
+    note = f"{outside or 'none'} of {len(ran)} cells differ{'s' * (outside < 2)}"
+    note += f", {' to '.join(map(str, sorted({min(seeds), max(seeds)})))} models each"
     note += f"; {len(cells) - len(ran)} not run" * (len(cells) > len(ran))
     if not outside and (min(seeds) < 2 or len(cells) > len(ran)):
         return "unsettled", note
