@@ -4,6 +4,7 @@ Each computes its gradient during the forward pass. Differentiating a `cond` or 
 every branch or part; here the gradient is all that is stored.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from functools import partial
@@ -137,7 +138,8 @@ class InParts:
         rows = keys.shape[0]
         count = -(-rows // self.part_size)
         if count <= 1:
-            return transform(self.loss)(params, state, batch, keys)
+            with shares.on_share(None) if shares.whole_batch(rows) > self.part_size else contextlib.nullcontext():
+                return transform(self.loss)(params, state, batch, keys)
         size, longer = divmod(rows, count)  # the first `longer` parts hold one sample more
 
         def over(start: int, parts: int, size: int) -> Any:

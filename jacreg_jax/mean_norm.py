@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jacreg_jax import checks
+from jacreg_jax.manual_axes import axes_of
 from jacreg_jax.probes import Probe, sample_probes
 from jacreg_jax.rows import Rows, at_least_float32, chunked, products_at_once, sum_sq
 from jacreg_jax.types import Array, Float, PyTree
@@ -117,11 +118,17 @@ def _sum_with_its_gradient(norms_of: Callable[[Array], Array], chunks: Array, ze
 
     def backward(grads: list[Array], cotangents: MeanAndNorms) -> tuple[Any, ...]:
         weight = cotangents[0] / scale
-        scaled = [(weight * g).astype(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
+        scaled = [_times(weight, g).astype(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
         return scaled, None, None, None
 
     total.defvjp(forward, backward)
     return total(inexact, others, chunks, zero_norms)
+
+
+def _times(weight: Array, gradient: Array) -> Array:
+    """Their product; a gradient that is summed over the devices already takes the mean of their weights, all equal."""
+    summed = tuple(sorted(axes_of(weight) - axes_of(gradient), key=str))
+    return (jax.lax.pmean(weight, summed) if summed else weight) * gradient
 
 
 def _wide_zeros(constant: Array) -> Array:

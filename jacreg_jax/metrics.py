@@ -12,8 +12,9 @@ def merged(
 ) -> dict[str, jax.Array]:
     """The metrics of the whole from those of its shares.
 
-    Means are averaged. A metric NAME_error is the standard error of NAME over NAME_count samples of each share; with m
-    of them in share d of D, M in all, means p_d and errors e_d,
+    Means are averaged, and so is a NAME_error without a metric NAME, such as squared_error. Where NAME is one,
+    NAME_error is its standard error over NAME_count samples of each share; with m of them in share d of D, M in all,
+    means p_d and errors e_d,
 
         e^2 = sum_d (m (m - 1) e_d^2 + m (p_d - p)^2) / ((M - 1) M),
 
@@ -36,7 +37,7 @@ def merged(
     """
     weigh = lambda value: value if weight is None else value * weight.astype(value.dtype)
     whole = {name: mean(weigh(value)).astype(value.dtype) for name, value in metrics.items()}
-    for name in [name for name in metrics if name.endswith("_error")]:
+    for name in [name for name in metrics if name.endswith("_error") and name.removesuffix("_error") in metrics]:
         of, error = name.removesuffix("_error"), metrics[name]
         if f"{of}_count" not in metrics:
             whole[name] = jnp.sqrt(mean(weigh(error) ** 2) / shares)

@@ -201,8 +201,7 @@ def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
         if not isinstance(f, BoundModel):
             value, found = on_random_rows(fraction, lambda x, keys, y: _split(inner(f, x, y, keys)), f, x, keys, y)
             return value, *found
-        # a state is the whole batch's: the model is called on all rows, and once more on the part
-        if jax.tree.leaves(f.model_state):
+        if jax.tree.leaves(f.model_state):  # the whole batch's: the model is called on all rows, and then on the part
             penalise = lambda x, keys, y: _split(inner(f, x, y, keys))
             value, found = on_random_rows(fraction, penalise, f, x, keys, y, needs_whole=True)
             return value, *found
@@ -211,7 +210,8 @@ def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
             (z, _), mean, norms = inner(f, x, y, keys)
             return z, (mean, norms)
 
-        z, found = on_random_rows(fraction, of_output, f.output, x, keys, y)
+        others = f if f.key is None else dataclasses.replace(f, key=jax.random.fold_in(f.key, 1))  # a mask of their own
+        z, found = on_random_rows(fraction, of_output, others.output, x, keys, y)
         return (z, f.model_state), *found
 
     return _Made(part, f"on_part({fraction:g}, {inner!r})")

@@ -76,6 +76,23 @@ def batch_axis() -> str | None:
     return None if share is None else share.axis_name
 
 
+def whole_batch(rows: int) -> int:
+    """Rows of the batch that is shared among devices; `rows` where none is.
+
+    Args:
+        rows: of the batch at hand.
+
+    Returns:
+        A count.
+
+    Example:
+        >>> whole_batch(4)
+        4
+    """
+    share = _current.get()
+    return rows if share is None else share.rows * int(jax.lax.axis_size(share.axis_name))
+
+
 def whole_batch_key(first_key: Array, derive: Callable[[Array], Array]) -> Array:
     """derive(key of the first row of the whole batch), whose draws [rows, ...] are this share's rows of the whole draw.
 

@@ -22,6 +22,7 @@ from jacreg_jax.guard import Guarded, by_name, check_batch, check_is_state, chec
 from jacreg_jax.keys import check_key
 from jacreg_jax.metrics import merged
 from jacreg_jax.optimizers import quench as quench, sgd as sgd
+from jacreg_jax.rows import at_least_float32
 from jacreg_jax.schedules import Dual, Optimizer
 from jacreg_jax.supervised import (
     classification_loss as classification_loss,
@@ -255,11 +256,12 @@ def _update(
         (value, (model_state, metrics)), grads = jax.value_and_grad(part, has_aux=True)(params, state, batch, keys)
     tests[:] = left
     grads, value = sharding.sum_over_devices((grads, value), axis_name)
+    grads = jax.tree.map(jnp.conj, grads)  # of complex parameters, the way up: jax.grad gives its conjugate
     model_state = sharding.mean_over_devices(model_state, axis_name)
     if axis_name is not None:
         each = sharding.stacked_over_devices(metrics, axis_name)
         metrics = merged(each, partial(jnp.mean, axis=0), jax.lax.axis_size(axis_name))
-    grad_norm = optax.tree.norm(grads)
+    grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads))
 
     def value_of(params: PyTree) -> Array:  # for line searches
         with shares.on_share(share):

@@ -31,7 +31,7 @@ MAP = {
     "rows": (BASE, FLOOR),
     "probes": (BASE, FLOOR),
     "jacobian": (BASE, FLOOR | {"probes", "programs", "rows", "signatures"}),
-    "mean_norm": (BASE, FLOOR | {"probes", "rows"}),
+    "mean_norm": (BASE, FLOOR | {"manual_axes", "probes", "rows"}),
     "concrete": (BASE, FLOOR),
     "programs": (BASE, FLOOR | {"concrete", "signatures"}),
     "signatures": (BASE, set()),
@@ -50,7 +50,8 @@ MAP = {
     "optimizers": (BASE | {"optax"}, FLOOR),
     "training": (
         BASE | {"optax"},
-        FLOOR | {"accumulation", "guard", "metrics", "optimizers", "schedules", "sharding", "shares", "supervised"},
+        FLOOR
+        | {"accumulation", "guard", "metrics", "optimizers", "rows", "schedules", "sharding", "shares", "supervised"},
     ),
     "schedules": (BASE | {"optax"}, FLOOR),
     "convolution": (BASE, FLOOR),

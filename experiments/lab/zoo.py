@@ -177,14 +177,15 @@ def _config(members: Sequence[tuple[Recipe, int]], options: Options) -> dict:
     """What the numbers of a run depend on; of a group, who trains together.
 
     draws, where a model draws more than probes: 2 since dropout and the penalised part have a key of their own, 3 where
-    the part is drawn from groups of rows. A run without it was begun when they shared the key of the first probe, and
-    is not gone on with.
+    the part is drawn from groups of rows, 4 where the rows beside it have a mask of their own. A run without it was
+    begun when they shared the key of the first probe, and is not gone on with.
     """
     config = {"members": [{"recipe": recipe.config(), "seed": seed} for recipe, seed in members]}
     if any(recipe.dropout_rate for recipe, _ in members):
         config["part_size"] = options.part_size
     if any(recipe.dropout_rate or recipe.sample_fraction < 1 for recipe, _ in members):
-        config["draws"] = 3 if any(recipe.sample_fraction < 1 for recipe, _ in members) else 2
+        in_part = [recipe for recipe, _ in members if recipe.sample_fraction < 1]
+        config["draws"] = 4 if any(recipe.dropout_rate for recipe in in_part) else 3 if in_part else 2
     return config
 
 

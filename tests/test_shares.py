@@ -1,0 +1,142 @@
+"""What devices and parts share: numbers that are those of one device, and what was not one of them once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from jacreg_jax import models, penalties, sharding, shares, training
+
+BACKENDS = ("jit", "shard_map", "pmap")
+
+
+def four_devices():
+    return sharding.data_mesh(jax.devices()[:4])
+
+
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=True):
+        return nn.Dense(3)(jnp.tanh(nn.BatchNorm(use_running_average=not train)(nn.Dense(6)(x))))
+
+
+class Dropped(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=True):
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(jnp.tanh(nn.Dense(8)(x))))
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(0)
+    return {"image": rng.normal(size=(16, 5)).astype(np.float32), "label": rng.integers(0, 3, 16).astype(np.int32)}
+
+
+def stepped(module, wrap, penalty, batch, **how):
+    """(new parameters and state, metrics) of one step."""
+    params, model_state = models.initialize(module, jax.random.key(0), jnp.ones((2, 5)))
+    loss = wrap(training.classification_loss(models.train_mode(module), penalty=penalty, lambda_jr=0.1))
+    optimizer = optax.sgd(0.1)
+    state = training.init_state(params, optimizer, jax.random.key(5), model_state)
+    state, metrics = training.make_train_step(loss, optimizer, **how)(state, batch)
+    return (state.params, state.model_state), metrics
+
+
+def assert_alike(one, other):
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), one, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_several_products_of_a_network_that_averages_over_the_mesh(batch, backend):
+    penalty, plain = penalties.projected(3, chunk_size=1), lambda loss: loss
+    one = stepped(Normed(), plain, penalty, batch)
+    assert_alike(one, stepped(Normed(), plain, penalty, batch, mesh=four_devices(), backend=backend))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("module", [Normed(), Dropped()], ids=["statistics", "masks"])
+@pytest.mark.parametrize("part_size", [2, 4])
+def test_parts_as_long_as_the_share_of_a_device_are_batches_too(batch, module, backend, part_size):
+    in_parts = lambda loss: training.in_parts(part_size, loss)
+    one = stepped(module, in_parts, penalties.projected(), batch)
+    mesh = stepped(module, in_parts, penalties.projected(), batch, mesh=four_devices(), backend=backend)
+    assert_alike(one, mesh)
+
+
+def test_a_part_that_holds_the_whole_batch_is_the_whole_batch(batch):
+    plain, in_parts = lambda loss: loss, lambda loss: training.in_parts(16, loss)
+    mesh = {"mesh": four_devices()}
+    assert_alike(*(stepped(Dropped(), wrap, penalties.projected(), batch, **mesh) for wrap in (plain, in_parts)))
+
+
+@pytest.mark.parametrize("how", ["in parts", "jit", "pmap"])
+def test_errors_that_are_no_standard_errors_are_averaged(how):
+    """squared_error is a mean; so is a name_error of the user's own beside which there is no name."""
+    rng = np.random.default_rng(1)
+    x, y = (rng.normal(size=(16, k)).astype(np.float32) for k in (4, 2))
+    w = jnp.asarray(rng.normal(size=(4, 2)), jnp.float32)
+    loss = training.regression_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.1)
+    loss = training.in_parts(6, loss) if how == "in parts" else loss
+    mesh = {} if how == "in parts" else {"mesh": four_devices(), "backend": how}
+    optimizer = optax.sgd(0.1)
+    state = training.init_state(w, optimizer, jax.random.key(0))
+    _, metrics = training.make_train_step(loss, optimizer, **mesh)(state, {"image": x, "label": y})
+    wanted = np.mean(np.sum((x @ np.asarray(w) - y) ** 2, axis=1))
+    np.testing.assert_allclose(metrics["squared_error"], wanted, rtol=1e-5)
+
+
+def test_the_rows_beside_a_part_have_a_mask_of_their_own(batch):
+    """Of a model that says which units it drops, no mask of the one half is the other's."""
+    apply = lambda params, state, x, key: (x * jax.random.bernoulli(key, shape=(len(x), 40)), state)
+    f = penalties.BoundModel(apply, {}, {}, jax.random.key(3))
+    (z, _), _, _ = penalties.on_part(0.5)(f, jnp.ones((8, 40)), None, jax.random.split(jax.random.key(0), 8))
+    assert len(np.unique(z, axis=0)) == 8
+
+
+@pytest.mark.parametrize("how", [{}, {"backend": "jit"}, {"backend": "pmap"}], ids=["one device", "jit", "pmap"])
+def test_complex_parameters_are_taken_down_the_loss(how):
+    """|p|^2 falls by the factor that it does for a pair of real parameters."""
+    apply = lambda params, state, x, key: (jnp.abs(params) ** 2 * x, state)
+    loss, optimizer = training.regression_loss(apply), optax.sgd(0.05)
+    params = jnp.asarray(0.4 + 0.3j, jnp.complex64)
+    batch = {"image": np.ones((4, 1), np.float32), "label": np.zeros((4, 1), np.float32)}
+    mesh = {"mesh": four_devices()} if how else {}
+    step = training.make_train_step(loss, optimizer, **how, **mesh)
+    state, losses, pair = training.init_state(params, optimizer, jax.random.key(0)), [], jnp.asarray([0.4, 0.3])
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+        pair = pair - 0.05 * jax.grad(lambda p: losses[0] * (jnp.sum(p**2) / 0.25) ** 2)(pair)
+    assert losses == sorted(losses, reverse=True)
+    np.testing.assert_allclose([state.params.real, state.params.imag], pair, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_norm_of_half_precision_gradients_is_taken_in_float32(dtype):
+    """Squares of a norm above 256 are beyond float16: the step was refused as not finite."""
+    apply = lambda params, state, x, key: (x.astype(dtype) @ params, state)
+    loss, optimizer = training.regression_loss(apply), optax.sgd(1e-4)
+    x, y = np.full((4, 300), 8.0, np.float32), np.full((4, 2), 40.0, np.float32)
+    state = training.init_state(jnp.zeros((300, 2), dtype), optimizer, jax.random.key(0))
+    after, metrics = training.make_train_step(loss, optimizer)(state, {"image": x, "label": y})
+    assert metrics["grad_norm"].dtype == jnp.float32
+    gradient = jax.grad(lambda p: loss(p, state, {"image": x, "label": y}, jax.random.split(jax.random.key(0), 4))[0])
+    wanted = np.linalg.norm(np.asarray(gradient(jnp.zeros((300, 2), dtype)), np.float64))
+    assert wanted > 256
+    np.testing.assert_allclose(metrics["grad_norm"], wanted, rtol=1e-4)
+    assert int(after.step) == 1
+
+
+def test_rows_of_the_whole_batch():
+    mesh = four_devices()
+    seen = []
+
+    def on_device(x):
+        with shares.on_share(shares.Share("data", 2, jax.random.key(0))):
+            seen.append(shares.whole_batch(2))
+        return x
+
+    jax.shard_map(on_device, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))(jnp.ones(8))
+    assert (seen[0], shares.whole_batch(2)) == (8, 2)
