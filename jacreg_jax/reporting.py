@@ -101,9 +101,8 @@ class _Run:
         self.f, self.x, self.y, self.epsilon, self.budget = f, np.asarray(x), np.asarray(y), epsilon, budget
         self.keys = iter(jax.random.split(key, 64))
         self.options, self.size = options, size
-        self.span = float(
-            np.min(inputs(jnp.asarray(self.x[:1]), options["bounds"]).span)
-        )  # the shortest range of a pixel
+        ranges = inputs(jnp.asarray(self.x[:1]), options["bounds"])
+        self.span = float(np.min(ranges.span))  # the shortest range of a pixel
         self.is_classes = options["criterion"] == misclassified
         self.attacks: tuple[str, ...] = ()  # those of the ensemble that are tried; all where empty
         self.notes: list[str] = []

@@ -114,8 +114,7 @@ def whole_batch_key(first_key: Array, derive: Callable[[Array], Array]) -> Array
     key = derive(share.first_key)
     first = jax.lax.axis_index(share.axis_name) * share.rows
     is_counting = bool(jax.config.jax_threefry_partitionable)  # type: ignore[attr-defined]
-    whole = share.rows * jax.lax.axis_size(share.axis_name)
-    spec = _rows_of_whole(jax.random.key_impl(key), share.rows, whole, is_counting)
+    spec = _rows_of_whole(jax.random.key_impl(key), share.rows, whole_batch(share.rows), is_counting)
     data = jnp.concatenate([varying(jax.random.key_data(key), first), first.astype(jnp.uint32)[None]])
     return jax.random.wrap_key_data(data, impl=spec)
 
