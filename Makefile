@@ -9,15 +9,15 @@ venv: .venv/.done  ## the environment with all that the tests need, from the loc
 .venv/.done: requirements.lock pyproject.toml
 	@echo "making .venv from the lock file: two to three minutes, once"
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 
 peers: .venv/.peers  ## torch, torchvision, foolbox, pyautoattack, adv-lib: only for cross-checks and benchmarks
 
 .venv/.peers: .venv/.done requirements-peers.txt
-	$(BIN)/python -m pip install --quiet -r requirements-peers.txt
-	$(BIN)/python -m pip install --quiet --no-deps adv-lib==0.2.8
+	$(BIN)/python -m pip install --quiet --no-compile -r requirements-peers.txt
+	$(BIN)/python -m pip install --quiet --no-compile --no-deps adv-lib==0.2.8
 	touch $@
 
 demo: .venv/.done  ## train LeNet' without and with Jacobian regularization, compare, draw: make demo DATASET=mnist

@@ -3,21 +3,25 @@
 Command:    python -m experiments.benchmarks.ddnet_attacks
 Models:     the base of Figure S3, L2 and dropout, without and with the penalty, at a tenth of the length, seed 0; they
             are trained where they are not in the runs folder.
-Time:       2 CPU cores and nothing beside it: a quarter of an hour for 40 images with trained models, most of it CW.
-Leaves:     experiments/results/benchmark_ddnet_attacks_BACKEND.json
+Time:       2 CPU cores and nothing beside it: a quarter of an hour for 40 images with trained models, most of it CW;
+            an hour for 1,000 images of one model without CW.
+Leaves:     experiments/results/benchmark_ddnet_attacks_IMAGES_BACKEND.json
 """
 
 import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
 
 import dataclasses
 import time
+from collections.abc import Iterator
 from functools import partial
+from typing import Literal
 
 import jax
 import numpy as np
 import tyro
 from tqdm import tqdm
 
+from experiments import RESULTS
 from experiments.benchmarks.rows import write
 from experiments.lab import distances, stopping, zoo
 from experiments.lab.options import Options
@@ -26,8 +30,7 @@ from experiments.lab.recipes import defences
 from experiments.page import results
 from jacreg_jax import evaluation
 
-SEARCHES = ("white noise", "FGSM", "PGD", "CW", "DDN", "FAB-T")
-EPSILON = 0.25  # L2, raw pixels, of the ensemble
+ATTACKS = ("white noise", "FGSM", "PGD", "CW", "DDN", "FAB-T", "ensemble")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,34 +40,41 @@ class Config:
     defences: tuple[str, ...] = ("none", "Jacobian")
     num_steps: int = 15_000
     num_attacked: int = 40
+    attacks: tuple[Literal[ATTACKS], ...] = ATTACKS
+    epsilon: float = 0.25
+    """L2 radius of the ensemble, in raw pixels."""
     num_queries: int = 5000
     """Of Square, in the ensemble."""
     data_dir: str | None = None
 
 
-def rows_of(name: str, config: Config) -> list[dict]:
+def rows_of(name: str, config: Config) -> Iterator[dict]:
     """Seconds, compilation in them, and the median distance of each search; the share that the ensemble leaves."""
     recipe = defences(CIFAR10_DDNET)[name].shortened(config.num_steps)
     ((_, model),) = zoo.train(recipe, [0], Options(data_dir=config.data_dir))
-    test, key = held_out(CIFAR10_DDNET, config.num_attacked, config.data_dir), jax.random.key(0)
-    data, known, rows = (model.raw_f, test["image"], test["label"], key), distances.by_name(CIFAR10_DDNET), []
-    for attack in tqdm(SEARCHES, desc=results.DEFENCE_NAMES[name], unit="attack", disable=None):
-        start = time.perf_counter()
-        found = evaluation.run_attack(partial(known[attack].function, **known[attack].options), *data)
-        median = float(np.median(distances.l2_of(found, test["image"])))
-        rows.append({"attack": attack, "seconds": time.perf_counter() - start, "median": median})
-    start, chain = time.perf_counter(), distances.ensemble("l2", config.num_queries)
-    _, robust = evaluation.worst_case(chain, *data, epsilon=EPSILON)
-    seconds, last = time.perf_counter() - start, min(robust.values())
-    rows.append({"attack": f"the ensemble, L2 {EPSILON}", "seconds": seconds, "robust": last})
-    return [{"defence": name} | row for row in rows]
+    test, known = held_out(CIFAR10_DDNET, config.num_attacked, config.data_dir), distances.by_name(CIFAR10_DDNET)
+    data = model.raw_f, test["image"], test["label"], jax.random.key(0)
+    for attack in tqdm(config.attacks, desc=results.DEFENCE_NAMES[name], unit="attack", disable=None):
+        start, row = time.perf_counter(), {"defence": name, "attack": attack}
+        if attack == "ensemble":
+            row["attack"] = f"the ensemble, L2 {config.epsilon:g}"
+            chain = distances.ensemble("l2", config.num_queries)
+            _, robust = evaluation.worst_case(chain, *data, epsilon=config.epsilon)
+            row["robust"] = min(robust.values())
+        else:
+            found = evaluation.run_attack(partial(known[attack].function, **known[attack].options), *data)
+            row["median"] = float(np.median(distances.l2_of(found, test["image"])))
+        yield row | {"seconds": time.perf_counter() - start}
 
 
 def table() -> str:
-    """A row for each attack, a pair of columns for each model."""
-    result = results.read("benchmark_ddnet_attacks_cpu")
-    if result is None:
-        return "not run"
+    """Of each number of images a block: a row for each attack, a pair of columns for each model."""
+    found = [results.read(path.stem) for path in RESULTS.glob("benchmark_ddnet_attacks_*_cpu.json")]
+    return "\n\n".join(map(block, sorted(found, key=lambda r: r["config"]["num_attacked"]))) or "not run"
+
+
+def block(result: dict) -> str:
+    """The machine and the number of images, and its table."""
     by_attack: dict[str, list[str]] = {}
     for row in result["rows"]:
         robust = f"{100 * row['robust']:.0f} % robust" if "robust" in row else ""
@@ -80,12 +90,15 @@ TABLES = {"ddnet_attacks": table}
 
 
 def main(config: Config):
-    """Attack every model, write the result, print the table."""
-    rows = [row for name in config.defences for row in rows_of(name, config)]
-    write(f"ddnet_attacks_{jax.default_backend()}", rows, config)
+    """Attack every model, write the result after each attack, print the table."""
+    rows = []
+    for name in config.defences:
+        for row in rows_of(name, config):
+            rows.append(row)
+            write(f"ddnet_attacks_{config.num_attacked}_{jax.default_backend()}", rows, config)
     print(table())
 
 
 if __name__ == "__main__":
-    with stopping.in_one_line("stopped; nothing is written"):
+    with stopping.in_one_line("stopped; the attacks that ended are written"):
         main(tyro.cli(Config, description=__doc__))
