@@ -215,7 +215,7 @@ def _data(x: Any, y: Any, key: Any) -> tuple[Any, Any, Array]:
 
 
 def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[Any], dict[str, Any]]:
-    """Numbers as float32 [N], one class as int32 [N], arrays [N, ...] as they are, [1, ...] for every sample."""
+    """Numbers as JAX's floats [N], one class as int32 [N], arrays [N, ...] as they are, [1, ...] for every sample."""
     if extra:
         deprecation.warn("passing swept values by position", "their names, such as epsilon=0.1")
 
@@ -233,7 +233,7 @@ def _swept(extra: tuple[Any, ...], swept: dict[str, Any], n: int) -> tuple[list[
             raise TypeError(f"{name} must be a number or numbers [N] to be swept, got {value!r}; see functools.partial")
         if array.ndim == 0:
             is_class = name in programs.CLASSES and jnp.issubdtype(array.dtype, jnp.integer)
-            return np.broadcast_to(np.asarray(array, np.int32 if is_class else np.float32), n)
+            return np.broadcast_to(np.asarray(array, np.int32 if is_class else jax.dtypes.canonicalize_dtype(float)), n)
         if array.ndim > 1 and len(array) == 1:
             return np.broadcast_to(array, (n, *array.shape[1:]))
         if len(array) != n:

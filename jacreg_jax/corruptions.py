@@ -224,7 +224,7 @@ def corrupted(name: str, image: Any, key: Array, *, severity: Any) -> Array:
 
     Raises:
         TypeError: image is not floating point; key is no typed key.
-        ValueError: unknown name; image not [B, H, W, C]; severity out of range.
+        ValueError: unknown name; image not [B, H, W, C], or with values outside of [0, 1]; severity out of range.
 
     Example:
         >>> corrupted("contrast", jnp.ones((2, 8, 8, 1)), jax.random.key(0), severity=5).shape
@@ -236,6 +236,7 @@ def corrupted(name: str, image: Any, key: Array, *, severity: Any) -> Array:
     image = checks.inputs(image, "image")
     if image.ndim != 4:
         raise ValueError(f"image must be [B, H, W, C], got shape {image.shape}")
+    checks.shares("image", image)
     severities = jnp.broadcast_to(jnp.asarray(_checked(severity, len(image)), jnp.int32), len(image))
     found = jax.vmap(FAMILIES[name])(image, sample_keys(key, len(image)), severities)
     return jnp.clip(found, 0.0, 1.0).astype(image.dtype)

@@ -184,3 +184,15 @@ def test_bad_input(problem):
         evaluation.accuracy(f, x, y, batch_size=0)
     with pytest.raises(ValueError, match="whole_batches must be True or False"):
         evaluation.run_attack(attacks.fgsm, f, x, y, jax.random.key(0), epsilon=0.1, whole_batches=2)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_swept_radius_is_as_precise_as_x(x64, norm):
+    """A radius rounded to single precision lies up to 3e-8 of it outside of the ball, which double precision shows."""
+    f = lambda x: jnp.concatenate([x, 0.2 - x], axis=1)
+    x, y = np.array([[0.7], [0.9]]), np.array([0, 0])
+    attack = partial(attacks.pgd, norm=norm, step_size=0.05, num_steps=5)
+    found = evaluation.run_attack(attack, f, x, y, jax.random.key(0), epsilon=0.1)
+    np.testing.assert_allclose(np.abs(found.x_adv - x), 0.1, rtol=1e-15)
+    single = evaluation.run_attack(attack, f, x.astype(np.float32), y, jax.random.key(0), epsilon=0.1)
+    assert single.x_adv.dtype == np.float32

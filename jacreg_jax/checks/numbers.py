@@ -95,7 +95,7 @@ def fraction(name: str, value: Any, *, zero: bool = False, one: bool = False) ->
 
 
 def shares(name: str, value: Any, *, of_one: bool = False) -> None:
-    """Every entry in [0, 1]; with `of_one` those along the last axis sum to 1, within 1 %.
+    """Every entry in [0, 1], but for rounding; with `of_one` those along the last axis sum to 1, within 1 %.
 
     Raises:
         ValueError: an entry outside, or NaN; another sum.
@@ -103,7 +103,7 @@ def shares(name: str, value: Any, *, of_one: bool = False) -> None:
 
     def test(value: np.ndarray) -> None:
         wide = np.asarray(value).astype(np.float64)
-        if not np.all((wide >= 0) & (wide <= 1 + 1e-6)):
+        if not np.all((wide >= -1e-6) & (wide <= 1 + 1e-6)):
             raise ValueError(f"{name} must hold values from 0 to 1, got {short(value)}")
         if of_one and not np.allclose(wide.sum(-1), 1, atol=0.01):
             raise ValueError(f"{name} must be distributions that sum to 1, got sums {short(wide.sum(-1))}")
