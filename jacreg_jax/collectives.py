@@ -1,5 +1,6 @@
 """What the devices of a mesh do together inside of a sharded body: keys by row, and sums over the axis."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -7,6 +8,7 @@ import jax.numpy as jnp
 
 from jacreg_jax import checks
 from jacreg_jax.accumulation import Loss
+from jacreg_jax.generators import folded_alike
 from jacreg_jax.keys import check_key
 from jacreg_jax.manual_axes import axes_of
 from jacreg_jax.types import PyTree
@@ -16,7 +18,7 @@ def row_keys(key: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
     """One key for each row this device holds, folded from its place in the whole batch.
 
     So the noise of a sample is the same on 1, 2 or 8 devices and under every backend; a replicated key would give
-    every shard the same draw.
+    every shard the same draw. Keys of the kind unsafe_rbg become rbg ones, see `generators.folded_alike`.
 
     Args:
         key: typed key of the step.
@@ -37,7 +39,7 @@ def row_keys(key: jax.Array, rows: int, axis_name: str | None) -> jax.Array:
     check_key(key)
     checks.count("rows", rows, least=0)
     first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * rows
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(rows))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(folded_alike(key), first + jnp.arange(rows))
 
 
 def varying(tree: PyTree, axis_name: str | None) -> PyTree:
@@ -82,6 +84,36 @@ def share_of_mean(loss: Loss, axis_name: str | None) -> Loss:
         return value / jax.lax.axis_size(axis_name), rest
 
     return share
+
+
+def mean_loss(loss: Callable[[PyTree], Any], axis_name: str | None) -> Callable[[PyTree], Any]:
+    """The mean over the devices of each one's loss, whose gradient is the mean of theirs, alike on all devices.
+
+    Args:
+        loss: params -> scalar, of this device's rows.
+        axis_name: of the mesh inside of shard_map and pmap, None elsewhere: the loss itself.
+
+    Returns:
+        params -> scalar, differentiable in reverse.
+
+    Example:
+        >>> loss = lambda params: params**2
+        >>> mean_loss(loss, None) is loss
+        True
+    """
+    if axis_name is None:
+        return loss
+
+    @jax.custom_vjp  # the transpose of pmean is another one in pmap than in shard_map
+    def mean(params: PyTree) -> Any:
+        return jax.lax.pmean(loss(varying(params, axis_name)), axis_name)
+
+    def forward(params: PyTree) -> tuple[Any, PyTree]:
+        found: tuple[Any, PyTree] = jax.lax.pmean(jax.value_and_grad(loss)(varying(params, axis_name)), axis_name)
+        return found
+
+    mean.defvjp(forward, lambda grads, cotangent: (jax.tree.map(lambda g: (cotangent * g).astype(g.dtype), grads),))
+    return mean
 
 
 def sum_over_devices(tree: PyTree, axis_name: str | None) -> PyTree:

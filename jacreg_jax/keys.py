@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax import checks, shares
+from jacreg_jax import checks, generators, shares
 
 _PERTURBATION, _MODEL, _PART = 1, 2, 3
 
@@ -38,26 +38,12 @@ def sample_keys(key: jax.Array, batch: int) -> jax.Array:
     """
     check_key(key)
     batch = checks.count("batch", batch, least=0)
-    key = _threefry(key)
+    key = generators.threefry(key)
     if key.shape == ():
         return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
     if key.shape != (batch,):
         raise ValueError(f"key must be one key or {batch} keys, one for each sample; got shape {key.shape}")
     return key
-
-
-def _threefry(key: jax.Array) -> jax.Array:
-    """Keys of that kind as they are; of another, made of their bits."""
-    if "threefry2x32" in str(jax.random.key_impl(key)):
-        return key
-    words = jnp.moveaxis(jax.random.key_data(key), -1, 0)
-    found = jax.random.wrap_key_data(jnp.zeros((*key.shape, 2), jnp.uint32), impl="threefry2x32")
-    fold = jax.random.fold_in
-    for _ in key.shape:
-        fold = jax.vmap(fold)
-    for word in words:
-        found = fold(found, word)
-    return found
 
 
 def check_key(key: Any, name: str = "key") -> None:

@@ -12,13 +12,12 @@ def merged(
 ) -> dict[str, jax.Array]:
     """The metrics of the whole from those of its shares.
 
-    Means are averaged, and so is a NAME_error without a metric NAME, such as squared_error. Where NAME is one,
-    NAME_error is its standard error over NAME_count samples of each share; with m of them in share d of D, M in all,
-    means p_d and errors e_d,
+    Means are averaged. Where there are NAME, NAME_error and NAME_count, the second is the standard error of the first
+    over as many samples of each share; with m of them in share d of D, M in all, means p_d and errors e_d,
 
         e^2 = sum_d (m (m - 1) e_d^2 + m (p_d - p)^2) / ((M - 1) M),
 
-    which is the standard error over all M samples. Without a count, e^2 = sum_d (w_d e_d)^2 / D^2.
+    which is the standard error over all M samples. A NAME_error without a count is a mean as others are.
 
     Args:
         metrics: of a share, or stacked over them.
@@ -37,14 +36,10 @@ def merged(
     """
     weigh = lambda value: value if weight is None else value * weight.astype(value.dtype)
     whole = {name: mean(weigh(value)).astype(value.dtype) for name, value in metrics.items()}
-    for name in [name for name in metrics if name.endswith("_error") and name.removesuffix("_error") in metrics]:
-        of, error = name.removesuffix("_error"), metrics[name]
-        if f"{of}_count" not in metrics:
-            whole[name] = jnp.sqrt(mean(weigh(error) ** 2) / shares)
-            continue
-        m = metrics[f"{of}_count"]
+    for of in [name for name in metrics if {f"{name}_error", f"{name}_count"} <= metrics.keys()]:
+        error, m = metrics[f"{of}_error"], metrics[f"{of}_count"]
         total = (shares * mean(m)).astype(m.dtype)
         squares = shares * mean(m * (m - 1) * error**2 + m * (metrics[of] - whole[of]) ** 2)
-        whole[name] = jnp.sqrt(squares / jnp.maximum(total - 1, 1) / total)
+        whole[f"{of}_error"] = jnp.sqrt(squares / jnp.maximum(total - 1, 1) / total)
         whole[f"{of}_count"] = total
     return whole

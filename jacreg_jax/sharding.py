@@ -14,6 +14,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 
 from jacreg_jax import checks
 from jacreg_jax.collectives import (
+    mean_loss as mean_loss,
     mean_over_devices as mean_over_devices,
     row_keys as row_keys,
     share_of_mean as share_of_mean,

@@ -17,10 +17,9 @@ import jax
 import jax.extend.random
 import jax.numpy as jnp
 
+from jacreg_jax.generators import UINT
 from jacreg_jax.manual_axes import varying
 from jacreg_jax.types import Array
-
-UINT = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 
 
 class Share(NamedTuple):

@@ -27,6 +27,9 @@ from jacreg_jax.penalty import joint_loss, standard_error
 from jacreg_jax.schedules import TargetNorm
 from jacreg_jax.types import Apply, Array, PyTree
 
+# metrics that a step gives by itself
+OWN = ("loss", "grad_norm", "penalty", "penalty_error", "penalty_count", "lambda_jr", "held_out_penalty")
+
 
 @dataclasses.dataclass(frozen=True)
 class JointLoss:
@@ -56,6 +59,7 @@ class JointLoss:
         y = batch.get("label")
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
         losses, values = self.objective(z, batch)
+        checks.free_names("objective", values, OWN)
         metrics = {name: jnp.mean(value) for name, value in values.items()} | _statistics(penalty, norms)
         supervised = jnp.mean(losses * _weight(batch, losses) if "weight" in batch else losses)
         coefficient = self.lambda_jr(state.step) if callable(self.lambda_jr) else self.lambda_jr
@@ -126,7 +130,7 @@ def supervised_loss(
     Args:
         apply: (params, model_state, x, key) -> (z, model_state) in train mode, as `models.train_mode` makes it. It is
             called once: supervised and penalty branch share the dropout mask.
-        objective: (z, batch) -> (losses [B], metrics {name: [B]}).
+        objective: (z, batch) -> (losses [B], metrics {name: [B]}), by other names than those of OWN.
         penalty: from `penalties`; None: `projected()`, the paper's.
         lambda_jr: coefficient of at least 0, a schedule of the step such as `schedules.lambda_ramp`, or
             `schedules.target_norm(...)`, which finds it; 0 leaves the penalty out of the program.
@@ -144,7 +148,7 @@ def supervised_loss(
 
     Raises:
         TypeError: apply, objective, penalty, preprocess or perturb cannot be called.
-        ValueError: lambda_jr negative or not finite.
+        ValueError: lambda_jr negative or not finite. In a call: a metric of the objective by a name of OWN.
 
     Example:
         >>> huber = lambda z, batch: (optax.huber_loss(z[:, 0], batch["label"]), {})

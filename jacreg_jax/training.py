@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from jacreg_jax import checks, sharding, shares
+from jacreg_jax import checks, generators, sharding, shares
 from jacreg_jax.accumulation import ARGUMENTS, Loss, in_parts as in_parts, lazily as lazily
 from jacreg_jax.concrete import Deferred, deferred
 from jacreg_jax.guard import Guarded, by_name, check_batch, check_is_state, check_optimizer, check_rows, check_state
@@ -97,8 +97,8 @@ def make_train_step(
 
     Args:
         loss: (params, state, batch, keys) -> (loss, (model_state, metrics)), the mean over the batch; keys holds one
-            typed key for each row, the same on any number of devices. See `classification_loss`. The metrics, scalars,
-            of several devices are put together by `metrics.merged`.
+            typed key for each row, the same on any number of devices. See `classification_loss`. The metrics, scalars
+            of other names than loss and grad_norm, of several devices are put together by `metrics.merged`.
         optimizer: an optax transformation, or `optax.MultiSteps`; one that wants value, grad or value_fn gets them.
         mesh: from `sharding.data_mesh`; None for one device.
         backend: "jit", "shard_map" or "pmap".
@@ -111,7 +111,8 @@ def make_train_step(
         TypeError: loss cannot be called, or optimizer is no optax transformation; in a call, a batch of anything but
             arrays.
         ValueError: unknown backend, or no mesh where one is needed. In a call, an empty batch, one that does not split
-            over the mesh, the state of another optimizer, or a label out of range that lies on the host.
+            over the mesh, the state of another optimizer, a metric called loss or grad_norm, or a label out of range
+            that lies on the host.
 
     Example:
         >>> loss = classification_loss(lambda params, state, x, key: (x @ params, state), lambda_jr=0.01)
@@ -189,7 +190,12 @@ def make_train_steps(
         return jax.lax.scan(body, state, (jnp.arange(indices.shape[0]), indices))
 
     if together:
-        each = jax.vmap(steps, in_axes=(0, None, 0))
+
+        def each(state: TrainState, data: PyTree, indices: Array) -> Any:
+            own = state._replace(key=generators.one_by_one(state.key))
+            new, metrics = jax.vmap(steps, in_axes=(0, None, 0))(own, data, indices)
+            return new._replace(key=state.key), metrics
+
         compiled = sharding.map_over_members(each, mesh, backend, donate=donate)
     else:
         specs = PartitionSpec(), PartitionSpec(None, sharding.AXIS)
@@ -255,6 +261,7 @@ def _update(
         part = sharding.share_of_mean(loss, axis_name)  # its gradients are summed, not averaged
         (value, (model_state, metrics)), grads = jax.value_and_grad(part, has_aux=True)(params, state, batch, keys)
     tests[:] = left
+    checks.free_names("loss", metrics, ("loss", "grad_norm"))
     grads, value = sharding.sum_over_devices((grads, value), axis_name)
     grads = jax.tree.map(jnp.conj, grads)  # of complex parameters, the way up: jax.grad gives its conjugate
     model_state = sharding.mean_over_devices(model_state, axis_name)
@@ -263,22 +270,17 @@ def _update(
         metrics = merged(each, partial(jnp.mean, axis=0), jax.lax.axis_size(axis_name))
     grad_norm = optax.tree.norm(jax.tree.map(lambda g: g.astype(at_least_float32(g.dtype)), grads))
 
-    def value_of(params: PyTree) -> Array:  # for line searches
+    def value_of(params: PyTree) -> Any:  # for line searches
         with shares.on_share(share):
-            mine = loss(sharding.varying(params, axis_name), state, batch, keys)[0]
-        found: Array = sharding.mean_over_devices(mine, axis_name)
-        return found
+            return loss(params, state, batch, keys)[0]
 
-    extra = {"value": value, "grad": grads, "value_fn": value_of}
+    extra = {"value": value, "grad": grads, "value_fn": sharding.mean_loss(value_of, axis_name)}
     if Dual.all_in(state.opt_state):  # of a `target_norm`; optax's line searches refuse what they do not know
         extra["metrics"] = metrics
         if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
-            raise ValueError(
-                "optimizer must be target.optimizer(...) outside of all else, of optax.MultiSteps too, "
-                f"got {type(optimizer).__name__}"
-            )
-    update = optax.with_extra_args_support(optimizer).update
-    updates, opt_state = update(grads, state.opt_state, state.params, **extra)
+            got = type(optimizer).__name__
+            raise ValueError(f"optimizer must be target.optimizer(...), outside of optax.MultiSteps too; got {got}")
+    updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(params, opt_state, model_state, state.step + 1, state.key)
     ok = alive & jnp.isfinite(value) & jnp.isfinite(grad_norm)

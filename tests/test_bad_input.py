@@ -80,6 +80,7 @@ WITHOUT = {
     "keys.check_key": "a check itself",
     "keys.model_key": "of keys that a step has made",
     "keys.part_keys": "of keys that a step has made",
+    "generators": "the inside of train steps",
     "shares": "the inside of train steps",
     "keys.perturbation_keys": "of keys that a step has made",
     "sharding.check_mesh": "a check itself",
@@ -88,6 +89,7 @@ WITHOUT = {
     **dict.fromkeys(
         (
             "sharding.varying",
+            "sharding.mean_loss",
             "sharding.mean_over_devices",
             "sharding.sum_over_devices",
             "sharding.stacked_over_devices",

@@ -20,12 +20,13 @@ LIBRARY = ROOT / "jacreg_jax"
 
 # third parties each part may import at module level, and its siblings; functions may import more (lazily)
 BASE = {"jax", "numpy"}
-FLOOR = {"checks", "concrete", "keys", "manual_axes", "types"}  # what everything may stand on
+FLOOR = {"checks", "concrete", "generators", "keys", "manual_axes", "types"}  # what everything may stand on
 MAP = {
     "types": (BASE | {"jaxtyping"}, set()),  # jaxtyping where it is loaded already
     "checks": (BASE, {"concrete"}),
-    "keys": (BASE, {"checks", "shares"}),
-    "shares": (BASE, {"manual_axes", "types"}),
+    "generators": (BASE, {"types"}),
+    "keys": (BASE, {"checks", "generators", "shares"}),
+    "shares": (BASE, {"generators", "manual_axes", "types"}),
     "manual_axes": (BASE, {"types"}),
     "deprecation": (set(), {"checks"}),
     "rows": (BASE, FLOOR),
@@ -147,6 +148,7 @@ INNER = {
     "concrete",
     "deprecation",
     "functional",
+    "generators",
     "guard",
     "manual_axes",
     "optimizers",

@@ -140,3 +140,68 @@ def test_rows_of_the_whole_batch():
 
     jax.shard_map(on_device, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))(jnp.ones(8))
     assert (seen[0], shares.whole_batch(2)) == (8, 2)
+
+
+def by_value_fn():
+    """An optimizer whose update is the gradient of value_fn, as line searches take it."""
+
+    def update(grads, state, params=None, *, value_fn, **_):
+        return jax.tree.map(lambda own, g: -own + 0 * g, jax.grad(value_fn)(params), grads), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("wrap", [lambda loss: loss, lambda loss: training.in_parts(2, loss)], ids=["whole", "parts"])
+@pytest.mark.parametrize("module", [Normed(), Dropped()], ids=["statistics", "masks"])
+def test_the_gradient_of_value_fn_is_that_of_the_whole_batch(batch, module, wrap, backend):
+    """Under pmap it was each device's own: parameters that should be alike on all devices came apart."""
+    params, model_state = models.initialize(module, jax.random.key(0), jnp.ones((2, 5)))
+    loss, found = wrap(training.classification_loss(models.train_mode(module), lambda_jr=0.1)), []
+    for optimizer, how in ((optax.sgd(1.0), {}), (by_value_fn(), {"mesh": four_devices(), "backend": backend})):
+        state = training.init_state(params, optimizer, jax.random.key(5), model_state)
+        mesh = how or {"mesh": four_devices()}  # parts are of a device's rows, so that both are on devices
+        found.append(training.make_train_step(loss, optimizer, **mesh)(state, batch)[0].params)
+    assert_alike(*found)
+    for leaf in jax.tree.leaves(found[1]):
+        copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert all(np.array_equal(copy, copies[0]) for copy in copies)
+
+
+@pytest.mark.parametrize("how", ["in parts", "jit", "pmap"])
+def test_an_error_is_a_standard_error_where_there_is_a_count_alone(batch, how):
+    """top3_error beside top3 is a share as every other metric is."""
+
+    def objective(z, batch):
+        hits = (jax.lax.top_k(z, 2)[1] == batch["label"][:, None]).any(1).astype(jnp.float32)
+        return optax.softmax_cross_entropy_with_integer_labels(z, batch["label"]), {
+            "top2": hits,
+            "top2_error": 1 - hits,
+        }
+
+    loss = training.supervised_loss(lambda params, state, x, key: (x @ params, state), objective, lambda_jr=0.1)
+    loss = training.in_parts(4, loss) if how == "in parts" else loss
+    mesh = {} if how == "in parts" else {"mesh": four_devices(), "backend": how}
+    optimizer = optax.sgd(0.1)
+    params = jax.random.normal(jax.random.key(1), (5, 3))
+    state = training.init_state(params, optimizer, jax.random.key(0))
+    z = batch["image"] @ np.asarray(params)
+    _, metrics = training.make_train_step(loss, optimizer, **mesh)(state, batch)
+    wanted = np.mean(np.argsort(z, axis=1)[:, 0] == batch["label"])
+    assert 0 < wanted < 1
+    np.testing.assert_allclose([metrics["top2"], metrics["top2_error"]], [1 - wanted, wanted], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "penalty", "lambda_jr"])
+def test_metrics_of_the_step_are_not_overwritten(batch, name):
+    """A metric called loss or grad_norm took the place of the true one, and a gradient of NaN was not seen."""
+    objective = lambda z, batch: (jnp.sum(z**2, 1), {name: jnp.ones(len(z))})
+    apply = lambda params, state, x, key: (x @ params, state)
+    whole = training.supervised_loss(apply, objective, lambda_jr=0.1)
+    own = lambda params, state, batch, keys: (jnp.sum(params), ({}, {name: jnp.float32(1)}))
+    state = training.init_state(jnp.ones((5, 3)), optax.sgd(0.1), jax.random.key(0))
+    with pytest.raises(ValueError, match=f"objective must not call a metric '{name}'"):
+        training.make_train_step(whole, optax.sgd(0.1))(state, batch)
+    if name in ("loss", "grad_norm"):
+        with pytest.raises(ValueError, match=f"loss must not call a metric '{name}'"):
+            training.make_train_step(own, optax.sgd(0.1))(state, batch)

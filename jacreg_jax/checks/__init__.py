@@ -19,7 +19,7 @@ from jacreg_jax.checks.arrays import (
     sample_values as sample_values,
     trainable as trainable,
 )
-from jacreg_jax.checks.functions import function as function, pure as pure
+from jacreg_jax.checks.functions import free_names as free_names, function as function, pure as pure
 from jacreg_jax.checks.numbers import (
     at_least as at_least,
     count as count,

@@ -2,7 +2,7 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
@@ -45,6 +45,19 @@ def function(name: str, value: Any, arguments: Sequence[str] | None = ("x",), hi
     except TypeError:
         own = f"{getattr(value, '__name__', type(value).__name__)}({', '.join(signature.parameters)})"
         raise TypeError(f"{name} must be callable{call}{hint}, got {own}") from None
+
+
+def free_names(name: str, metrics: Mapping[str, Any], taken: Sequence[str]) -> None:
+    """Metrics of a user's function by names that are not taken.
+
+    Example:
+        >>> free_names("objective", {"top3": 0.5}, ("loss",))
+
+    Raises:
+        ValueError: one is.
+    """
+    if both := sorted(set(taken) & metrics.keys()):
+        raise ValueError(f"{name} must not call a metric {' or '.join(map(repr, both))}: that of the step is called so")
 
 
 def pure(function: Callable[P, R]) -> Callable[P, R]:
