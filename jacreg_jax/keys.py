@@ -18,6 +18,8 @@ _PERTURBATION, _MODEL, _PART = 1, 2, 3
 def sample_keys(key: jax.Array, batch: int) -> jax.Array:
     """One typed key for each of B samples: fold_in of its row, or the B keys given.
 
+    Of the key that a training step hands to the model, a row's key is the same on any number of devices.
+
     They are of JAX's default kind, threefry. A `vmap` over keys of the kind rbg draws from the first key alone, so that
     a sample's noise would depend on its batch: keys of that kind are turned into threefry ones.
 
@@ -38,9 +40,10 @@ def sample_keys(key: jax.Array, batch: int) -> jax.Array:
     """
     check_key(key)
     batch = checks.count("batch", batch, least=0)
+    key, first = shares.of_whole_batch(key, batch)
     key = generators.threefry(key)
     if key.shape == ():
-        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(batch))
+        return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
     if key.shape != (batch,):
         raise ValueError(f"key must be one key or {batch} keys, one for each sample; got shape {key.shape}")
     return key

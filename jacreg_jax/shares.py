@@ -118,6 +118,30 @@ def whole_batch_key(first_key: Array, derive: Callable[[Array], Array]) -> Array
     return jax.random.wrap_key_data(data, impl=spec)
 
 
+def of_whole_batch(key: Array, rows: int) -> tuple[Array, Any]:
+    """The key of the whole batch that a share's key was made from, and the place of the first of its rows there.
+
+    Args:
+        key: typed key.
+        rows: that something is drawn for.
+
+    Returns:
+        (key, first row); the key as it is and 0 where it is none of a share of so many rows.
+
+    Example:
+        >>> of_whole_batch(jax.random.key(0), 4)[1]
+        0
+    """
+    inner, of = _inner.get(jax.random.key_impl(key), (None, 0))
+    if of != rows or key.shape:
+        return key, 0
+    data = jax.random.key_data(key)
+    return jax.random.wrap_key_data(data[:-1], impl=inner), data[-1].astype(jnp.int32)
+
+
+_inner: dict[Any, tuple[Any, int]] = {}  # of every kind of key made below: the kind of the whole batch's key, and rows
+
+
 @functools.lru_cache
 def _rows_of_whole(inner: Any, rows: int, whole: int, is_counting: bool) -> Any:
     """Keys of another implementation with one word more, the first of `rows` rows of a batch of `whole`.
@@ -151,7 +175,7 @@ def _rows_of_whole(inner: Any, rows: int, whole: int, is_counting: bool) -> Any:
     def seed(_: Array) -> Array:
         raise NotImplementedError("the key of a share is made from another key")
 
-    return jax.extend.random.define_prng_impl(
+    spec = jax.extend.random.define_prng_impl(
         key_shape=(words + 1,),
         seed=seed,
         split=split,
@@ -160,6 +184,8 @@ def _rows_of_whole(inner: Any, rows: int, whole: int, is_counting: bool) -> Any:
         name=f"{inner}, {rows} rows of {whole}",
         tag="share",
     )
+    _inner[spec] = inner, rows
+    return spec
 
 
 def _append(keys: Array, row: Array) -> Array:

@@ -7,7 +7,7 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jacreg_jax import models, penalties, sharding, shares, training
+from jacreg_jax import keys, models, penalties, sharding, shares, training
 
 BACKENDS = ("jit", "shard_map", "pmap")
 
@@ -205,3 +205,24 @@ def test_metrics_of_the_step_are_not_overwritten(batch, name):
     if name in ("loss", "grad_norm"):
         with pytest.raises(ValueError, match=f"loss must not call a metric '{name}'"):
             training.make_train_step(own, optax.sgd(0.1))(state, batch)
+
+
+NOISES = {
+    "normal_like": keys.normal_like,
+    "sample_keys": lambda key, x: jax.vmap(lambda k: jax.random.uniform(k, (5,)))(keys.sample_keys(key, len(x))),
+    "split": lambda key, x: jax.vmap(lambda k: jax.random.uniform(k, (5,)))(jax.random.split(key, len(x))),
+    "after a fold": lambda key, x: keys.normal_like(jax.random.fold_in(key, 3), x),
+    "of one row": lambda key, x: jax.vmap(keys.normal_like)(keys.sample_keys(key, len(x)), x[:, None])[:, 0],
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+def test_noise_that_a_model_draws_by_row_is_that_of_the_whole_batch(batch, noise, backend):
+    apply = lambda params, state, x, key: (jnp.tanh((x + noise(key, x)) @ params), state)
+    loss, optimizer, found = training.classification_loss(apply, lambda_jr=0.1), optax.sgd(0.1), []
+    for how in ({}, {"mesh": four_devices(), "backend": backend}):
+        state = training.init_state(jnp.eye(5, 3), optimizer, jax.random.key(5))
+        state, metrics = training.make_train_step(loss, optimizer, **how)(state, batch)
+        found.append((state.params, metrics))
+    assert_alike(*found)
