@@ -9,7 +9,7 @@ from jax.typing import ArrayLike
 
 from jacreg_jax import checks, programs
 from jacreg_jax.batches import Progress
-from jacreg_jax.intervals import Interval as Interval, interval_bounds as interval_bounds
+from jacreg_jax.intervals import Interval as Interval, coarsest_precision, interval_bounds as interval_bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.manual_axes import varying
 from jacreg_jax.predictions import as_logits, predicted_class
@@ -179,7 +179,8 @@ def interval_radius(
     """L-infinity radius within which interval arithmetic proves argmax f = y, found by bisection; [B].
 
     A ball in L2 lies within the L-infinity ball of the same radius, so it bounds both distances from below. 0 where the
-    sample is wrong or nothing can be proved.
+    sample is wrong or nothing can be proved. The bounds of the logits must be apart by more than rounding: by 1e-5 of
+    1 + the largest logit, or by 16 times the relative spacing of the narrowest numbers in f, 12 % in bfloat16.
 
     Args:
         f: batched function, raw pixels [B, ...] -> logits [B, C], or one logit [B] for two classes; rows independent.
@@ -213,11 +214,12 @@ def interval_radius(
     if start.logits.ndim != 2:
         raise ValueError(f"f(x) must be logits [B, C], got shape {start.logits.shape}")
     image, label, (lowest, highest) = start.clip(start.x), start.y, start.bounds
+    rounding = max(1e-5, 16 * coarsest_precision(start.f, image))
 
     def is_proved(radius: Array) -> Array:
         radius = spread(radius, image)
         z = interval_bounds(start.f, jnp.maximum(image - radius, lowest), jnp.minimum(image + radius, highest))
-        slack = 1e-5 * (1 + jnp.maximum(jnp.abs(z.low), jnp.abs(z.high)).max(-1))  # rounding
+        slack = rounding * (1 + jnp.maximum(jnp.abs(z.low), jnp.abs(z.high)).max(-1))
         return true_logit(z.low, label) > jnp.max(others(z.high, label), axis=-1) + slack
 
     def halve(_: Counter, ends: tuple[Array, Array]) -> tuple[Array, Array]:

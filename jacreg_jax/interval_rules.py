@@ -1,16 +1,32 @@
-"""Interval rules: what an operation of boxes can give, from the ends of the boxes."""
+"""Interval rules: what an operation of boxes can give, from the ends of the boxes.
+
+A box whose ends are NaN holds everything, NaN too: sqrt of [-1, 1], infinity - infinity. It stays so through every
+operation, which may ask for NaN, or take it for false in a comparison.
+"""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 
+from jacreg_jax.interval_operations import (
+    BILINEAR as BILINEAR,
+    COMPARISONS,
+    ELEMENTWISE as ELEMENTWISE,
+    FALLING,
+    LOGICAL,
+    RISING as RISING,
+    SAFE,
+    SHAPES as SHAPES,
+    SUMS,
+)
 from jacreg_jax.types import Array
 
 
 class Interval(NamedTuple):
-    """All arrays between two; of booleans, (certainly true, possibly true).
+    """All arrays between two; of booleans, (certainly true, possibly true); with NaN for ends, all there are.
 
     Example:
         >>> Interval(jnp.zeros(2), jnp.ones(2)).high
@@ -21,81 +37,14 @@ class Interval(NamedTuple):
     high: Array
 
 
-RISING = {
-    "tanh",
-    "logistic",
-    "exp",
-    "exp2",
-    "log",
-    "log1p",
-    "expm1",
-    "sqrt",
-    "cbrt",
-    "erf",
-    "erf_inv",
-    "asinh",
-    "atan",
-}
-RISING |= {
-    "sinh",
-    "asin",
-    "sign",
-    "floor",
-    "ceil",
-    "round",
-    "reduce_precision",
-    "reduce_max",
-    "reduce_min",
-    "max",
-    "min",
-}
-RISING |= {"reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_sum", "cumsum", "cummax", "cummin"}
-RISING |= {"add", "add_any", "clamp", "concatenate", "stack", "pad"}
-LOGICAL = {"and", "or", "reduce_and", "reduce_or"}  # rising where they are of booleans, and of nothing else
-RISING |= LOGICAL
-SAFE = {"max", "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_window_min", "cummax", "cummin", "clamp"}
-SAFE |= {"concatenate", "stack", "pad", "sort", "sign", "not", "select_n"}  # give no integer that was not there
-SHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "rev", "copy", "copy_p"}
-SHAPES |= {"jacreg_patches", "gather", "dynamic_slice", "stop_gradient", "split", "real", "device_put", "pvary"}
-SHAPES |= {"tile", "unstack"}
-FALLING = {"neg", "erfc", "acos", "not"}
-COMPARISONS = {"gt", "ge", "lt", "le"}
-BILINEAR = {"dot_general", "conv_general_dilated", "jacreg_convolution"}
-ELEMENTWISE = RISING - {
-    "reduce_max",
-    "reduce_min",
-    "reduce_sum",
-    "cumsum",
-    "cummax",
-    "cummin",
-    "concatenate",
-    "stack",
-    "pad",
-}
-ELEMENTWISE -= {"reduce_window_max", "reduce_window_min", "reduce_window_sum", "reduce_and", "reduce_or"}
-ELEMENTWISE |= {
-    "neg",
-    "erfc",
-    "acos",
-    "not",
-    "sub",
-    "mul",
-    "div",
-    "abs",
-    "square",
-    "integer_pow",
-    "pow",
-    "rsqrt",
-    "copy",
-}
-ELEMENTWISE |= COMPARISONS | {"eq", "ne", "select_n", "convert_element_type", "broadcast_in_dim", "is_finite"}
-
 Run: TypeAlias = Callable[..., list[Any]]  # the operation itself, of arrays
 Rule: TypeAlias = Callable[[Run, list[Any], list[bool]], list[Any]]  # (run, inputs, which are boxes) -> outputs
 
 
 def rule_of(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
-    """The rule of a primitive for these inputs, if it has one."""
+    """The rule of a primitive for these inputs, if it has one; complex numbers have no order."""
+    if any(jnp.issubdtype(v.aval.dtype, jnp.complexfloating) for v in [*equation.invars, *equation.outvars]):
+        return None
     if name in LOGICAL and not _of(equation.invars, jnp.bool_):
         return None
     if _of(equation.outvars, jnp.integer) and not _of(equation.invars, jnp.bool_):
@@ -131,7 +80,11 @@ def _whole_numbers(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
 
 def _rule_of(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
     twice = len(equation.invars) == 2 and equation.invars[0] is equation.invars[1]  # x * x is no product of two boxes
-    if name in RISING or (name == "sort" and len(boxes) == 1):
+    if name in SUMS:
+        return _sum
+    if name == "sort" and len(boxes) == 1:
+        return partial(_sorted, equation.params["dimension"])
+    if name in RISING:
         return _ends
     if name == "convert_element_type" and not jnp.issubdtype(equation.params["new_dtype"], jnp.bool_):
         return _ends
@@ -141,8 +94,8 @@ def _rule_of(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
         return lambda run, inputs, boxes: [Interval(o.high, o.low) for o in _ends(run, inputs, boxes)]
     if name in COMPARISONS:
         return _compare(name)
-    if name in ("eq", "ne") and twice:  # the test for NaN; a box holds none
-        return lambda run, inputs, boxes: [jnp.full(inputs[0].low.shape, name == "eq")]
+    if name in ("eq", "ne") and twice:  # the test for NaN
+        return lambda run, inputs, boxes: [_is_number(inputs[0]) if name == "eq" else _is_nan(inputs[0])]
     if name in BILINEAR:
         return _bilinear
     if (
@@ -181,9 +134,21 @@ def _compare(name: str) -> Rule:
         certain, possible = (
             ((a.low, b.high), (a.high, b.low)) if name in ("gt", "ge") else ((a.high, b.low), (a.low, b.high))
         )
-        return [Interval(run(*certain)[0], run(*possible)[0])]
+        unknown = _is_nan(a).high | _is_nan(b).high
+        return [Interval(run(*certain)[0], run(*possible)[0] | unknown)]
 
     return rule
+
+
+def _is_nan(box: Interval) -> Interval:
+    """What may be NaN; nothing is for certain."""
+    possible = jnp.isnan(box.low) if jnp.issubdtype(box.low.dtype, jnp.floating) else jnp.zeros(box.low.shape, bool)
+    return Interval(jnp.zeros_like(possible), possible)
+
+
+def _is_number(box: Interval) -> Interval:
+    possible = _is_nan(box).high
+    return Interval(~possible, jnp.ones_like(possible))
 
 
 def _is_finite(box: Interval) -> Interval:
@@ -191,15 +156,37 @@ def _is_finite(box: Interval) -> Interval:
     return Interval(certain, jnp.ones_like(certain))
 
 
+def _sum(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
+    """Between two infinities may lie infinity - infinity."""
+    return [_everything_where(jnp.isneginf(box.low) & jnp.isposinf(box.high), box) for box in _ends(run, inputs, boxes)]
+
+
+def _sorted(axis: int, run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
+    """The k-th of the low ends is the lowest k-th; what may be NaN may stand anywhere."""
+    unknown = jnp.any(_is_nan(inputs[0]).high, axis=axis, keepdims=True)
+    return [_everything_where(unknown, box) for box in _ends(run, inputs, boxes)]
+
+
 def _difference(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
     a, b = map(_box, inputs)
-    return [Interval(a.low - b.high, a.high - b.low)]
+    box = Interval(a.low - b.high, a.high - b.low)
+    return [_everything_where(jnp.isneginf(box.low) & jnp.isposinf(box.high), box)]
 
 
 def _product(a: Interval, b: Interval) -> Interval:
-    """The extremes are among the four products of ends; 0 times infinity is 0 here."""
+    """The extremes are among the four products of ends; 0 times infinity may be anything."""
     products = [jnp.where((p == 0) | (q == 0), 0, p * q).astype(a.low.dtype) for p in a for q in b]
-    return Interval(_extreme(jnp.minimum, products), _extreme(jnp.maximum, products))
+    found = Interval(_extreme(jnp.minimum, products), _extreme(jnp.maximum, products))
+    holds_zero, is_finite = (lambda box: (box.low <= 0) & (box.high >= 0)), lambda box: _is_finite(box).low
+    unknown = (holds_zero(a) & ~is_finite(b)) | (holds_zero(b) & ~is_finite(a)) | _is_nan(a).high | _is_nan(b).high
+    return _everything_where(unknown, found)
+
+
+def _everything_where(unknown: Array, box: Interval) -> Interval:
+    """The box with ends that are NaN there; integers are never unknown."""
+    if not jnp.issubdtype(box.low.dtype, jnp.floating):
+        return box
+    return Interval(*(jnp.where(unknown, jnp.nan, end) for end in box))
 
 
 def _extreme(pick: Callable[..., Array], arrays: list[Array]) -> Array:
@@ -218,8 +205,8 @@ def _reciprocal(box: Interval) -> Interval:
 
 def _reciprocal_root(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
     low, high = inputs[0]
-    least = jnp.where(high > 0, jax.lax.rsqrt(jnp.where(high > 0, high, 1)), -jnp.inf)
-    return [Interval(least, jnp.where(low > 0, jax.lax.rsqrt(jnp.where(low > 0, low, 1)), jnp.inf))]
+    found = Interval(*(jax.lax.rsqrt(jnp.maximum(end, 0)) for end in (high, low)))
+    return [_everything_where(~(low >= 0), found)]
 
 
 def _even(run: Run, inputs: list[Any], power: int) -> Interval:
@@ -243,12 +230,11 @@ def _odd(box: Interval, power: int) -> Interval:
 
 
 def _power(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
-    """x^c for x above 0: exp(c log x); everything where x may be negative."""
+    """x^c for x above 0: exp(c log x); everything where x may be 0 or negative."""
     base, exponent = map(_box, inputs)
     ends = [run(b, e)[0] for b in base for e in exponent]
     low, high = _extreme(jnp.minimum, ends), _extreme(jnp.maximum, ends)
-    known = base.low > 0
-    return [Interval(jnp.where(known, low, -jnp.inf), jnp.where(known, high, jnp.inf))]
+    return [_everything_where(~(base.low > 0), Interval(low, high))]
 
 
 def _select(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jacreg_jax import checks
-from jacreg_jax.interval_rules import BILINEAR, ELEMENTWISE, RISING, SHAPES, Interval as Interval, rule_of
+from jacreg_jax.interval_operations import BILINEAR, ELEMENTWISE, RISING, SHAPES
+from jacreg_jax.interval_rules import Interval as Interval, rule_of
 from jacreg_jax.signatures import CALLS
 from jacreg_jax.types import Array, Function
 
@@ -59,7 +60,34 @@ def interval_bounds(f: Function, low: Array, high: Array) -> Interval:
     if not hasattr(out, "shape"):
         raise TypeError(f"f must give one array, got {type(out).__name__}")
     (box,) = _interpret(closed.jaxpr, closed.consts, [Interval(low, high)])
-    return box if isinstance(box, Interval) else Interval(box, box)
+    box = box if isinstance(box, Interval) else Interval(box, box)
+    is_unknown = jnp.isnan(box.low) if jnp.issubdtype(box.low.dtype, jnp.floating) else False
+    return Interval(jnp.where(is_unknown, -jnp.inf, box.low), jnp.where(is_unknown, jnp.inf, box.high))
+
+
+def coarsest_precision(f: Function, x: Array) -> float:
+    """The relative spacing of the narrowest floating point numbers in the program of f: 1.2e-7 of float32.
+
+    Args:
+        f: function of one floating point array.
+        x: that array.
+
+    Returns:
+        A share of one.
+
+    Example:
+        >>> coarsest_precision(lambda x: (x.astype(jnp.bfloat16) ** 2).astype(jnp.float32), jnp.ones(2))
+        0.0078125
+    """
+    closed = jax.make_jaxpr(f)(x)
+    return max(_spacings(closed.jaxpr), default=0.0)
+
+
+def _spacings(jaxpr: Jaxpr) -> list[float]:
+    values: list[Any] = [*jaxpr.invars, *(v for equation in jaxpr.eqns for v in equation.outvars)]
+    found = [float(jnp.finfo(v.aval.dtype).eps) for v in values if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+    within = [inner[0] for equation in jaxpr.eqns if (inner := _body(equation)) is not None]
+    return found + [spacing for inner in within for spacing in _spacings(inner)]
 
 
 _PIECES = 16
@@ -101,11 +129,11 @@ def _apply(equation: Any, inputs: list[Any], split: bool) -> list[Any]:
 
 
 def _everything_for_nan(output: Any) -> Any:
-    """An end that is NaN, such as of infinity - infinity, says nothing: infinite."""
+    """Where one end is NaN, such as that of a root, both are: the box holds everything."""
     if not isinstance(output, Interval) or not jnp.issubdtype(output.low.dtype, jnp.floating):
         return output
-    low, high = output
-    return Interval(jnp.where(jnp.isnan(low), -jnp.inf, low), jnp.where(jnp.isnan(high), jnp.inf, high))
+    is_unknown = jnp.isnan(output.low) | jnp.isnan(output.high)
+    return Interval(*(jnp.where(is_unknown, jnp.nan, end) for end in output))
 
 
 def _body(equation: Any) -> tuple[Jaxpr, Any] | None:

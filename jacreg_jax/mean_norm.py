@@ -73,6 +73,8 @@ def accumulated_mean(
     chunk_size = checks.optional_count("chunk_size", chunk_size)
     if chunk_size is None:
         chunk_size = 1 if jax.default_backend() == "cpu" else elsewhere
+    if not len(directions):  # f(x) has no entries
+        return jnp.mean(zero_norms), zero_norms
     chunks = chunked(directions, chunk_size, fill_value)
     norms_of = lambda chunk: jax.vmap(product)(chunk).sum(0)
     if chunks.shape[1] == 1:  # no axis of length 1 for the compiler to shuffle

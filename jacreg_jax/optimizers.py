@@ -11,8 +11,8 @@ def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> op
     """Learning rate `initial`, multiplied by `factor` at each of the given steps (paper: tenfold at 50k and 100k).
 
     Args:
-        initial: learning rate of step 0.
-        boundaries: steps.
+        initial: learning rate before the first of them.
+        boundaries: steps, each of which counts once; with 0 among them the first step is multiplied already.
         factor: at each of them.
 
     Returns:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jacreg_jax import checks
+from jacreg_jax.bound_model import BoundModel as BoundModel
 from jacreg_jax.mean_norm import mean_exact, mean_projected
 from jacreg_jax.penalty import on_random_rows, value_and
 from jacreg_jax.probes import PROBES, Probe
@@ -29,36 +30,6 @@ _LAGGING = (
     "then grow without end and accuracy on held-out data can fall to chance. Penalise batch_statistics_mode(module), "
     "or the batch_statistics of interop's adapters"
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class BoundModel:
-    """A model at the parameters of this step, model(x) -> (output, model_state): the f that a train step penalises.
-
-    Attributes:
-        apply: (params, model_state, x, key) -> (output, model_state).
-        params: of this step.
-        model_state: such as BatchNorm's statistics; {} where there is none.
-        key: of this step, for dropout and the like.
-    """
-
-    apply: Apply
-    params: PyTree
-    model_state: PyTree
-    key: Any
-
-    def __call__(self, x: PyTree) -> tuple[Any, Any]:
-        """(output, new model_state)."""
-        output, model_state = self.apply(self.params, self.model_state, x, self.key)
-        return output, model_state
-
-    def differentiated(self) -> "BoundModel":
-        """The form that a penalty differentiates with respect to x; another one for `models.held_statistics_mode`."""
-        return dataclasses.replace(self, apply=getattr(self.apply, "inside", self.apply))
-
-    def output(self, x: PyTree) -> Any:
-        """The output alone: a function of x as penalties by hand, relatives and attacks take it."""
-        return self(x)[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -202,16 +173,16 @@ def on_part(fraction: float, penalty: Penalty | None = None) -> Penalty:
             value, found = on_random_rows(fraction, lambda x, keys, y: _split(inner(f, x, y, keys)), f, x, keys, y)
             return value, *found
         if jax.tree.leaves(f.model_state):  # the whole batch's: the model is called on all rows, and then on the part
-            penalise = lambda x, keys, y: _split(inner(f, x, y, keys))
+            penalise = lambda x, keys, y: _split(inner(f.for_rows(x), x, y, keys))
             value, found = on_random_rows(fraction, penalise, f, x, keys, y, needs_whole=True)
             return value, *found
 
         def of_output(x: PyTree, keys: Any, y: PyTree) -> tuple[Any, Any]:
-            (z, _), mean, norms = inner(f, x, y, keys)
+            (z, _), mean, norms = inner(f.for_rows(x), x, y, keys)
             return z, (mean, norms)
 
         others = f if f.key is None else dataclasses.replace(f, key=jax.random.fold_in(f.key, 1))  # a mask of their own
-        z, found = on_random_rows(fraction, of_output, others.output, x, keys, y)
+        z, found = on_random_rows(fraction, of_output, lambda x: others.for_rows(x).output(x), x, keys, y)
         return (z, f.model_state), *found
 
     return _Made(part, f"on_part({fraction:g}, {inner!r})")

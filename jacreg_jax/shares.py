@@ -108,12 +108,35 @@ def whole_batch_key(first_key: Array, derive: Callable[[Array], Array]) -> Array
         Array(True, dtype=bool)
     """
     share = _current.get()
-    if share is None:
-        return derive(first_key)
-    key = derive(share.first_key)
-    first = jax.lax.axis_index(share.axis_name) * share.rows
+    return derive(first_key) if share is None else _on_rows(derive(share.first_key), share.axis_name, share.rows)
+
+
+def key_for_rows(key: Array, rows: int) -> Array:
+    """The key of a share, for a part of the batch of which `rows` rows are on each device, in the devices' order.
+
+    Args:
+        key: as `whole_batch_key` made it, or folded from such a one.
+        rows: of the part.
+
+    Returns:
+        Typed key whose draws [rows, ...] are these rows of the draw for the whole part; any other key as it is.
+
+    Example:
+        >>> key_for_rows(jax.random.key(0), 2) == jax.random.key(0)
+        Array(True, dtype=bool)
+    """
+    share = _current.get()
+    if share is None or rows == share.rows:
+        return key
+    whole, _ = of_whole_batch(key, share.rows)
+    return key if whole is key else _on_rows(whole, share.axis_name, rows)
+
+
+def _on_rows(key: Array, axis_name: str, rows: int) -> Array:
+    """The key whose draws [rows, ...] are one device's rows of what `key` draws for those of all devices."""
+    first, devices = jax.lax.axis_index(axis_name) * rows, int(jax.lax.axis_size(axis_name))
     is_counting = bool(jax.config.jax_threefry_partitionable)  # type: ignore[attr-defined]
-    spec = _rows_of_whole(jax.random.key_impl(key), share.rows, whole_batch(share.rows), is_counting)
+    spec = _rows_of_whole(jax.random.key_impl(key), rows, rows * devices, is_counting)
     data = jnp.concatenate([varying(jax.random.key_data(key), first), first.astype(jnp.uint32)[None]])
     return jax.random.wrap_key_data(data, impl=spec)
 

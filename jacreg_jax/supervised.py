@@ -112,7 +112,7 @@ class JointLoss:
             return {"held_out_penalty": jnp.full_like(penalty, jnp.nan)}
         fixed = dataclasses.replace(model, params=jax.lax.stop_gradient(model.params))
         x, y = self.preprocess(batch["held_out"]), batch.get("held_out_label")
-        return {"held_out_penalty": self.penalty(fixed, x, y, keys)[1]}
+        return {"held_out_penalty": self.penalty(fixed.for_rows(x), x, y, keys)[1]}
 
 
 def supervised_loss(
@@ -176,7 +176,8 @@ def classification_loss(apply: Apply, *, label_smoothing: float = 0.0, **options
 
     Labels are integers of the logits' leading shape, [B] for logits [B, C] and [B, T] for token logits [B, T, V], or
     distributions of the logits' own shape. Of tokens, the loss of a sample is the mean over those that batch["mask"]
-    [B, T] marks, or over all. One of which it marks none counts, with loss 0 and no hit: leave it out.
+    [B, T] marks, or over all. One of which it marks none counts, with loss 0 and no hit: leave it out. A label that is
+    masked may be anything; what the model sees there must be finite, or the gradient is not.
 
     Args:
         apply: as for `supervised_loss`.

@@ -1,5 +1,6 @@
 """certify.py: known radii, coverage, sound boxes, and the sandwich with attacks."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -131,7 +132,7 @@ def test_interval_bounds_of_roots():
     """1 / sqrt(x) and x^1.5 are infinite where the box leaves the numbers above 0."""
     low, high = jnp.array([0.25, 1.0, -1.0, 0.0]), jnp.array([4.0, 1.0, 4.0, 0.25])
     root = certify.interval_bounds(jax.lax.rsqrt, low, high)
-    np.testing.assert_allclose(root.low, [0.5, 1, 0.5, 2], rtol=1e-6)
+    np.testing.assert_allclose(root.low, [0.5, 1, -np.inf, 2], rtol=1e-6)  # NaN lies in no box
     np.testing.assert_allclose(root.high, [2, 1, np.inf, np.inf], rtol=1e-6)
     power = certify.interval_bounds(lambda x: x**1.5, low, high)
     np.testing.assert_allclose(power.low[:2], [0.125, 1], rtol=1e-5)
@@ -300,3 +301,82 @@ def test_errors(key):
         certify.certify_smoothed(lambda x: x, x, key, sigma=0.0)
     with pytest.raises(ValueError, match="num_samples must be an integer of at least 1, got 0"):
         certify.certify_smoothed(lambda x: x, x, key, sigma=1.0, num_samples=0)
+
+
+NOT_A_NUMBER = {
+    "asked of a root": lambda x: jnp.where(jnp.isnan(jnp.sqrt(x)), 7.0, jnp.sqrt(x)),
+    "asked of a logarithm": lambda x: jnp.where(jnp.isnan(jnp.log(x)), -9.0, jnp.log(x + 3)),
+    "equal to itself": lambda x: (lambda y: jnp.where(y == y, y, -5.0))(jnp.sqrt(x)),
+    "unequal to itself": lambda x: (lambda y: jnp.where(y != y, -5.0, y))(jnp.arcsin(1.5 * x)),
+    "after tanh": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, y))(jnp.tanh(jnp.sqrt(x))),
+    "after relu": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, y))(jax.nn.relu(jnp.sqrt(x))),
+    "after clip": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, y))(jnp.clip(jnp.log1p(x - 0.5), -1, 1)),
+    "compared": lambda x: jnp.where(jnp.sqrt(x) < 2, 1.0, 5.0),
+    "compared the other way": lambda x: jnp.where(jnp.sqrt(x) > -2, 1.0, 5.0),
+    "times 0": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, y))(0 * jax.lax.rsqrt(x)),
+    "in a sum": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, jnp.tanh(y)))(jnp.sqrt(x).sum() + 0 * x),
+    "in a maximum": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, jnp.tanh(y)))(jnp.log(x).max() + 0 * x),
+    "sorted": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, jnp.tanh(y)))(jnp.sort(jnp.sqrt(x))),
+    "in a product": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, jnp.tanh(y)))(jnp.sqrt(x) @ jnp.eye(3)),
+    "a power": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, jnp.tanh(y)))(x**1.5),
+    "infinity less infinity": lambda x: (lambda y: jnp.where(jnp.isnan(y), 3.0, jnp.tanh(y)))(
+        (lambda r: r - r[::-1])(1 / jnp.maximum(x, 0))
+    ),
+    "finite or not": lambda x: jnp.where(jnp.isfinite(jnp.sqrt(x)), 0.0, 4.0),
+}
+
+
+@pytest.mark.parametrize("f", NOT_A_NUMBER.values(), ids=NOT_A_NUMBER)
+def test_what_is_not_a_number_lies_in_the_bounds_too(f):
+    """A box held no NaN, so that the branch for NaN counted as never taken."""
+    low, high = -jnp.ones(3), jnp.ones(3)
+    box = certify.interval_bounds(f, low, high)
+    points = jax.random.uniform(jax.random.key(0), (400, 3), minval=-1, maxval=1)
+    points = jnp.concatenate([points, jnp.asarray(list(itertools.product((-1.0, 0.0, 1.0), repeat=3)))])
+    values = jax.vmap(f)(points)
+    assert jnp.isfinite(values).any()
+    inside = (values >= box.low[None] - 1e-5) & (values <= box.high[None] + 1e-5) | jnp.isnan(values)
+    assert inside.all()
+
+
+def test_where_numbers_are_numbers_the_branch_for_others_is_left_out():
+    """Masked attention has -infinity among its scores, and softmax and layer norms keep their bounds."""
+    positive = certify.interval_bounds(NOT_A_NUMBER["asked of a root"], jnp.full(3, 0.25), jnp.ones(3))
+    np.testing.assert_allclose([*positive.low, *positive.high], [0.5] * 3 + [1] * 3, rtol=1e-6)
+    masked = lambda x: jax.nn.softmax(jnp.where(jnp.arange(3) < 2, x, -jnp.inf))
+    box = certify.interval_bounds(masked, -jnp.ones(3), jnp.ones(3))
+    assert (box.low >= 0).all()
+    assert jnp.isfinite(box.high).all()
+    assert box.high[2] == 0
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda x: jnp.real((x[:1] * (1 + 1j) + x[1:] * (1 - 1j)) * 1j),
+        lambda x: jnp.abs(x * (1 + 1j)),
+        lambda x: jnp.imag(jax.lax.complex(x, x)),
+        lambda x: jnp.real(jnp.fft.fft(x)),
+    ],
+    ids=["turned", "its length", "made of two", "Fourier"],
+)
+def test_complex_numbers_have_no_bounds(f):
+    """They were compared by their real parts, and a radius of 1 was certified where the true one is 0.25."""
+    with pytest.raises(TypeError, match="no rule for"):
+        certify.interval_bounds(f, -jnp.ones(2), jnp.ones(2))
+
+
+@pytest.mark.parametrize(("dtype", "scale"), [("bfloat16", 1 / 8), ("bfloat16", 1.0), ("float16", 1.0)])
+def test_radii_of_half_precision_hold(dtype, scale):
+    """Their slack was that of float32, and rounding within f turned a sample over inside of its radius."""
+    keys = jax.random.split(jax.random.key(5), 4)
+    first, last = jax.random.normal(keys[0], (32, 64)) / 6, scale * jax.random.normal(keys[1], (64, 4))
+    low = lambda a: a.astype(dtype)
+    f = lambda x: (jax.nn.relu(low(x) @ low(first)) @ low(last)).astype(jnp.float32)
+    x = jax.random.uniform(keys[2], (256, 32))
+    y = jnp.argmax(f(x), 1)
+    radius = certify.interval_radius(f, x, y)
+    side = jnp.sign(jax.random.uniform(keys[3], (300, *x.shape), minval=-1, maxval=1))
+    moved = jnp.clip(x[None] + side * radius[None, :, None], 0, 1)
+    assert (jnp.argmax(jax.vmap(f)(moved), -1) == y[None]).all()
+    assert (radius > 0).sum() > (50 if scale == 1 else -1)

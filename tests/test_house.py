@@ -38,7 +38,8 @@ MAP = {
     "signatures": (BASE, set()),
     "guard": (BASE, FLOOR),
     "penalty": (BASE, FLOOR | {"mean_norm", "probes", "programs", "rows"}),
-    "penalties": (BASE, FLOOR | {"mean_norm", "penalty", "probes"}),
+    "bound_model": (set(), {"rows", "shares", "types"}),
+    "penalties": (BASE, FLOOR | {"bound_model", "mean_norm", "penalty", "probes"}),
     "relatives": (BASE, FLOOR | {"jacobian", "probes", "rows"}),
     "cyclopropagation": (BASE, FLOOR | {"deprecation", "probes", "rows"}),
     "metrics": (BASE, set()),
@@ -82,8 +83,9 @@ MAP = {
     "reporting_sections": (BASE, FLOOR | {"attacks", "signatures"}),
     "reporting_figure": (BASE, set()),
     "decision_cells": (BASE, FLOOR | {"predictions", "programs"}),
-    "interval_rules": (BASE, FLOOR | {"intervals"}),
-    "intervals": (BASE, FLOOR | {"interval_rules", "signatures"}),
+    "interval_operations": (set(), set()),
+    "interval_rules": (BASE, FLOOR | {"interval_operations"}),
+    "intervals": (BASE, FLOOR | {"interval_operations", "interval_rules", "signatures"}),
     "certify": (BASE, FLOOR | {"batches", "intervals", "predictions", "programs"}),  # scipy and the attacks lazily
     "datasets": (BASE, FLOOR),
     "datasets/builders.py": (BASE | {"tensorflow_datasets", "PIL"}, set()),  # itself imported lazily
@@ -144,6 +146,7 @@ def test_a_reader_can_take_it_in(path):
 
 INNER = {
     "batches",
+    "bound_model",
     "objectives",
     "concrete",
     "deprecation",
@@ -153,6 +156,7 @@ INNER = {
     "manual_axes",
     "optimizers",
     "intervals",
+    "interval_operations",
     "interval_rules",
     "programs",
     "signatures",

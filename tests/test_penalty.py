@@ -207,3 +207,13 @@ def test_norms_of_the_mean_carry_no_gradient(key):
     assert all((leaf == 0).all() for leaf in jax.tree.leaves(jax.grad(norms)(params)))
     expected = jr.exact_frobenius_sq(lambda x: mlp(params, x), x)
     np.testing.assert_allclose(norms(params), expected.sum(), rtol=1e-5)
+
+
+def test_a_function_without_entries_has_norm_0():
+    x, nothing = jnp.ones((3, 4)), lambda x: x[:, :0]
+    assert jr.exact_frobenius_sq(nothing, x).tolist() == [0, 0, 0]
+    for z, mean in (jr.value_and_exact_penalty(nothing, x), jr.value_and_penalty(nothing, x, jax.random.key(0))):
+        assert z.shape == (3, 0)
+        assert mean == 0
+    loss = lambda scale: jr.value_and_exact_penalty(lambda x: scale * nothing(x), x)[1]
+    assert jax.grad(loss)(2.0) == 0

@@ -172,3 +172,19 @@ def test_relatives_in_the_train_step(relative, key):
     assert metrics["penalty_error"] >= 0
     expected = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), new.params, expected)
+
+
+def test_noise_in_half_precision_wants_to_be_large():
+    """What the docstring says: too small where x is rounded, too large where products are, right with a large sigma."""
+    key, weight = jax.random.key(1), jax.random.normal(jax.random.key(0), (64, 10)) / 8
+    x = 3 * jax.random.normal(key, (1000, 64))
+    truth = float(jnp.sum(weight**2))
+    of_rounded = lambda sigma: relatives.noise_consistency(
+        lambda x: x.astype(jnp.float32) @ weight, x.astype(jnp.bfloat16), key, sigma=sigma
+    )
+    of_products = lambda sigma: relatives.noise_consistency(
+        lambda x: (x.astype(jnp.bfloat16) @ weight.astype(jnp.bfloat16)).astype(jnp.float32), x, key, sigma=sigma
+    )
+    assert of_rounded(1e-3).mean() < 0.5 * truth
+    assert of_products(1e-2).mean() > 1.2 * truth
+    np.testing.assert_allclose(of_products(0.3).mean(), truth, rtol=0.05)

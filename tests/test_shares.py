@@ -28,6 +28,13 @@ class Dropped(nn.Module):
         return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(jnp.tanh(nn.Dense(8)(x))))
 
 
+class Both(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, train=True):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(8)(x))
+        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(jnp.tanh(x)))
+
+
 @pytest.fixture
 def batch():
     rng = np.random.default_rng(0)
@@ -229,3 +236,31 @@ def test_noise_that_a_model_draws_by_row_is_that_of_the_whole_batch(batch, noise
         state, metrics = training.make_train_step(loss, optimizer, **how)(state, batch)
         found.append((state.params, metrics))
     assert_alike(*found)
+
+
+@pytest.mark.parametrize("backend", ["jit", "pmap"])
+@pytest.mark.parametrize("module", [Dropped(), Both()], ids=["masks", "masks and statistics"])
+@pytest.mark.parametrize("fraction", [0.25, 0.5])
+def test_masks_of_a_part_and_of_the_rest_are_those_of_one_device(batch, module, backend, fraction):
+    """On a mesh they were the same on all devices, so that the noise of dropout did not average over them."""
+    penalty, plain = penalties.on_part(fraction), lambda loss: loss
+    one = stepped(module, plain, penalty, batch)
+    assert_alike(one, stepped(module, plain, penalty, batch, mesh=four_devices(), backend=backend))
+
+
+def test_a_part_of_a_model_that_says_which_units_it_drops(batch):
+    """Sixteen rows, all of them other masks, on four devices."""
+    seen = []
+
+    def apply(params, state, x, key):
+        mask = jax.random.bernoulli(key, shape=(len(x), 40)).astype(jnp.float32)
+        jax.debug.callback(lambda mask: seen.append(np.asarray(mask)), mask)
+        return (mask @ params[1] + x @ params[0]) * 1.0, state
+
+    loss = training.classification_loss(apply, penalty=penalties.on_part(0.5), lambda_jr=0.1)
+    params = jnp.ones((5, 3)), jnp.ones((40, 3))
+    state = training.init_state(params, optax.sgd(0.1), jax.random.key(0))
+    step = training.make_train_step(loss, optax.sgd(0.1), mesh=four_devices())
+    jax.block_until_ready(step(state, batch)[0].params)
+    jax.effects_barrier()
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 16
