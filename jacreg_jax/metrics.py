@@ -17,7 +17,8 @@ def merged(
 
         e^2 = sum_d (m (m - 1) e_d^2 + m (p_d - p)^2) / ((M - 1) M),
 
-    which is the standard error over all M samples. A NAME_error without a count is a mean as others are.
+    which is the standard error over all M samples. Of penalty_error without a count, e^2 = sum_d (w_d e_d)^2 / D^2; any
+    other NAME_error without one is a mean as others are.
 
     Args:
         metrics: of a share, or stacked over them.
@@ -36,6 +37,8 @@ def merged(
     """
     weigh = lambda value: value if weight is None else value * weight.astype(value.dtype)
     whole = {name: mean(weigh(value)).astype(value.dtype) for name, value in metrics.items()}
+    if {"penalty", "penalty_error"} <= metrics.keys():
+        whole["penalty_error"] = jnp.sqrt(mean(weigh(metrics["penalty_error"]) ** 2) / shares)
     for of in [name for name in metrics if {f"{name}_error", f"{name}_count"} <= metrics.keys()]:
         error, m = metrics[f"{of}_error"], metrics[f"{of}_count"]
         total = (shares * mean(m)).astype(m.dtype)
