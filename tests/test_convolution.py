@@ -50,35 +50,41 @@ def assert_equal(ours, theirs, atol=1e-11):
 
 def test_values_and_derivatives_of_both_modes(case):
     ours, theirs, x, w = case
-    assert_equal(ours(x, w), theirs(x, w))
-    for f in (lambda f: jax.vjp(f, x, w)[1](theirs(x, w)), lambda f: jax.jvp(f, (x, w), (jnp.sin(x), jnp.cos(w)))):
-        assert_equal(f(ours), f(theirs))
+
+    @jax.jit
+    def both(x, w):
+        y, tangents = theirs(x, w), (jnp.sin(x), jnp.cos(w))
+        return [(f(x, w), jax.vjp(f, x, w)[1](y), jax.jvp(f, (x, w), tangents)) for f in (ours, theirs)]
+
+    assert_equal(*both(x, w))
 
 
 def test_second_and_third_derivatives(case):
     ours, theirs, x, w = case
     second = jax.grad(penalty, argnums=(1, 2))
-    assert_equal(second(ours, x, w), second(theirs, x, w), atol=1e-9)
-    curve = lambda f: jax.jvp(lambda x, w: second(f, x, w), (x, w), (jnp.sin(x), jnp.cos(w)))[1]
-    assert_equal(curve(ours), curve(theirs), atol=1e-8)
+    curve = lambda f, x, w: jax.jvp(lambda x, w: second(f, x, w), (x, w), (jnp.sin(x), jnp.cos(w)))
+    (one, curved), (other, curved_too) = (jax.jit(partial(curve, f))(x, w) for f in (ours, theirs))
+    assert_equal(one, other, atol=1e-9)
+    assert_equal(curved, curved_too, atol=1e-8)
 
 
 def test_vmap_over_each_operand_and_both(case):
     ours, theirs, x, w = case
     xs = jnp.stack([x, 2 * x + 1])
     ws = jnp.stack([w, w - 1, jnp.sin(w)])
-    assert_equal(jax.vmap(ours, (0, None))(xs, w), jax.vmap(theirs, (0, None))(xs, w))
-    assert_equal(jax.vmap(ours, (None, 0), 2)(x, ws), jax.vmap(theirs, (None, 0), 2)(x, ws))
-    assert_equal(jax.vmap(ours)(xs, ws[:2]), jax.vmap(theirs)(xs, ws[:2]))
-    twice = lambda f: jax.vmap(jax.vmap(f, (None, 0)), (0, None))(xs, ws)
-    assert_equal(twice(ours), twice(theirs))
+
+    def mapped(f):
+        one = jax.vmap(f, (0, None))(xs, w), jax.vmap(f, (None, 0), 2)(x, ws)
+        return *one, jax.vmap(f)(xs, ws[:2]), jax.vmap(jax.vmap(f, (None, 0)), (0, None))(xs, ws)
+
+    assert_equal(*(jax.jit(partial(mapped, f))() for f in (ours, theirs)))
 
 
 def test_vmapped_gradients_of_models(case):
     """Members of a population, each with weights of its own, under the penalty."""
     ours, theirs, x, w = case
     ws = jnp.stack([w, jnp.sin(w)])
-    gradient = lambda f: jax.vmap(lambda w: jax.grad(lambda w: penalty(f, x, w))(w))(ws)
+    gradient = lambda f: jax.jit(jax.vmap(jax.grad(lambda w: penalty(f, x, w))))(ws)
     assert_equal(gradient(ours), gradient(theirs), atol=1e-9)
 
 
@@ -168,12 +174,10 @@ def test_lax_form_equals_the_matmuls(case):
         jaxpr = jax.make_jaxpr(lambda x, w: jax.vjp(ours, x, w)[1](y))(x, w)
         equations = [e for e in jaxpr.eqns if e.primitive.name == "jacreg_convolution"]
         geometry = equations[0].params["geometry"]
-        forms = lax_form, matmul_form
-        one, other = (f(*args, result=result, geometry=geometry, precision=None) for f in forms)
-        assert_equal(one, other)
-        twice = [jnp.stack([a, 2 * a]) for a in args]
-        one, other = (f(*twice, result=result, geometry=geometry, precision=None) for f in forms)
-        assert_equal(one, other)
+        options = {"result": result, "geometry": geometry, "precision": None}
+        one, other = (jax.jit(partial(form, **options)) for form in (lax_form, matmul_form))
+        for operands in (args, [np.stack([a, 2 * a]) for a in args]):
+            assert_equal(one(*operands), other(*operands))
 
 
 @pytest.mark.parametrize("backend", ["shard_map", "jit"])
@@ -230,11 +234,11 @@ def test_max_pool_equals_flax(window, strides, padding, key):
     x = jnp.round(2 * jax.random.normal(key, (3, 7, 8, 5)))
     ours = lambda x: max_pool(x, window, strides=strides, padding=padding)
     theirs = lambda x: nn.max_pool(x, window, strides=strides, padding=padding)
-    np.testing.assert_array_equal(ours(x), theirs(x))
-    np.testing.assert_array_equal(ours(x[0]), theirs(x[0]))
+    np.testing.assert_array_equal(jax.jit(ours)(x), jax.jit(theirs)(x))
+    np.testing.assert_array_equal(jax.jit(ours)(x[0]), jax.jit(theirs)(x[0]))
     weigh = lambda f: lambda x: jnp.sum(jnp.sin(jnp.arange(f(x).size, dtype=x.dtype).reshape(f(x).shape)) * f(x) ** 2)
-    np.testing.assert_array_equal(jax.grad(weigh(ours))(x), jax.grad(weigh(theirs))(x))
-    penalty = lambda f: jax.grad(lambda x: jnp.sum(jax.grad(weigh(f))(jnp.sin(x)) ** 2))(x)
+    np.testing.assert_array_equal(*(jax.jit(jax.grad(weigh(f)))(x) for f in (ours, theirs)))
+    penalty = lambda f: jax.jit(jax.grad(lambda x: jnp.sum(jax.grad(weigh(f))(jnp.sin(x)) ** 2)))(x)
     np.testing.assert_allclose(penalty(ours), penalty(theirs), rtol=1e-6)
 
 
