@@ -11,17 +11,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jacreg_jax.interval_operations import (
-    BILINEAR as BILINEAR,
-    COMPARISONS,
-    ELEMENTWISE as ELEMENTWISE,
-    FALLING,
-    LOGICAL,
-    RISING as RISING,
-    SAFE,
-    SHAPES as SHAPES,
-    SUMS,
-)
+from jacreg_jax.interval_operations import BILINEAR, COMPARISONS, FALLING, LOGICAL, RISING, SAFE, SHAPES, SUMS
 from jacreg_jax.types import Array
 
 
@@ -157,20 +147,18 @@ def _is_finite(box: Interval) -> Interval:
 
 
 def _sum(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
-    """Between two infinities may lie infinity - infinity."""
-    return [_everything_where(jnp.isneginf(box.low) & jnp.isposinf(box.high), box) for box in _ends(run, inputs, boxes)]
+    return [_added(box) for box in _ends(run, inputs, boxes)]
 
 
 def _sorted(axis: int, run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
     """The k-th of the low ends is the lowest k-th; what may be NaN may stand anywhere."""
     unknown = jnp.any(_is_nan(inputs[0]).high, axis=axis, keepdims=True)
-    return [_everything_where(unknown, box) for box in _ends(run, inputs, boxes)]
+    return [everything_where(unknown, box) for box in _ends(run, inputs, boxes)]
 
 
 def _difference(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
     a, b = map(_box, inputs)
-    box = Interval(a.low - b.high, a.high - b.low)
-    return [_everything_where(jnp.isneginf(box.low) & jnp.isposinf(box.high), box)]
+    return [_added(Interval(a.low - b.high, a.high - b.low))]
 
 
 def _product(a: Interval, b: Interval) -> Interval:
@@ -179,14 +167,31 @@ def _product(a: Interval, b: Interval) -> Interval:
     found = Interval(_extreme(jnp.minimum, products), _extreme(jnp.maximum, products))
     holds_zero, is_finite = (lambda box: (box.low <= 0) & (box.high >= 0)), lambda box: _is_finite(box).low
     unknown = (holds_zero(a) & ~is_finite(b)) | (holds_zero(b) & ~is_finite(a)) | _is_nan(a).high | _is_nan(b).high
-    return _everything_where(unknown, found)
+    return everything_where(unknown, found)
 
 
-def _everything_where(unknown: Array, box: Interval) -> Interval:
-    """The box with ends that are NaN there; integers are never unknown."""
+def everything_where(unknown: Array, box: Interval) -> Interval:
+    """The box with ends that are NaN there; integers are never unknown.
+
+    Args:
+        unknown: where.
+        box: of numbers.
+
+    Returns:
+        Interval.
+
+    Example:
+        >>> everything_where(jnp.array([False, True]), Interval(jnp.zeros(2), jnp.ones(2))).high
+        Array([ 1., nan], dtype=float32)
+    """
     if not jnp.issubdtype(box.low.dtype, jnp.floating):
         return box
     return Interval(*(jnp.where(unknown, jnp.nan, end) for end in box))
+
+
+def _added(box: Interval) -> Interval:
+    """A sum or a difference: between two infinities may lie infinity - infinity."""
+    return everything_where(jnp.isneginf(box.low) & jnp.isposinf(box.high), box)
 
 
 def _extreme(pick: Callable[..., Array], arrays: list[Array]) -> Array:
@@ -206,7 +211,7 @@ def _reciprocal(box: Interval) -> Interval:
 def _reciprocal_root(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
     low, high = inputs[0]
     found = Interval(*(jax.lax.rsqrt(jnp.maximum(end, 0)) for end in (high, low)))
-    return [_everything_where(~(low >= 0), found)]
+    return [everything_where(~(low >= 0), found)]
 
 
 def _even(run: Run, inputs: list[Any], power: int) -> Interval:
@@ -234,7 +239,7 @@ def _power(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:
     base, exponent = map(_box, inputs)
     ends = [run(b, e)[0] for b in base for e in exponent]
     low, high = _extreme(jnp.minimum, ends), _extreme(jnp.maximum, ends)
-    return [_everything_where(~(base.low > 0), Interval(low, high))]
+    return [everything_where(~(base.low > 0), Interval(low, high))]
 
 
 def _select(run: Run, inputs: list[Any], boxes: list[bool]) -> list[Any]:

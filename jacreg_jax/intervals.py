@@ -11,7 +11,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from jacreg_jax import checks
 from jacreg_jax.interval_operations import BILINEAR, ELEMENTWISE, RISING, SHAPES
-from jacreg_jax.interval_rules import Interval as Interval, rule_of
+from jacreg_jax.interval_rules import Interval as Interval, everything_where, rule_of
 from jacreg_jax.signatures import CALLS
 from jacreg_jax.types import Array, Function
 
@@ -61,8 +61,9 @@ def interval_bounds(f: Function, low: Array, high: Array) -> Interval:
         raise TypeError(f"f must give one array, got {type(out).__name__}")
     (box,) = _interpret(closed.jaxpr, closed.consts, [Interval(low, high)])
     box = box if isinstance(box, Interval) else Interval(box, box)
-    is_unknown = jnp.isnan(box.low) if jnp.issubdtype(box.low.dtype, jnp.floating) else False
-    return Interval(jnp.where(is_unknown, -jnp.inf, box.low), jnp.where(is_unknown, jnp.inf, box.high))
+    if not jnp.issubdtype(box.low.dtype, jnp.floating):
+        return box
+    return Interval(*(jnp.where(jnp.isnan(end), inf, end) for end, inf in zip(box, (-jnp.inf, jnp.inf), strict=True)))
 
 
 def coarsest_precision(f: Function, x: Array) -> float:
@@ -130,10 +131,9 @@ def _apply(equation: Any, inputs: list[Any], split: bool) -> list[Any]:
 
 def _everything_for_nan(output: Any) -> Any:
     """Where one end is NaN, such as that of a root, both are: the box holds everything."""
-    if not isinstance(output, Interval) or not jnp.issubdtype(output.low.dtype, jnp.floating):
+    if not isinstance(output, Interval):
         return output
-    is_unknown = jnp.isnan(output.low) | jnp.isnan(output.high)
-    return Interval(*(jnp.where(is_unknown, jnp.nan, end) for end in output))
+    return everything_where(jnp.isnan(output.low) | jnp.isnan(output.high), output)
 
 
 def _body(equation: Any) -> tuple[Jaxpr, Any] | None:

@@ -37,7 +37,7 @@ def merged(
     """
     weigh = lambda value: value if weight is None else value * weight.astype(value.dtype)
     whole = {name: mean(weigh(value)).astype(value.dtype) for name, value in metrics.items()}
-    if {"penalty", "penalty_error"} <= metrics.keys():
+    if "penalty_error" in metrics:
         whole["penalty_error"] = jnp.sqrt(mean(weigh(metrics["penalty_error"]) ** 2) / shares)
     for of in [name for name in metrics if {f"{name}_error", f"{name}_count"} <= metrics.keys()]:
         error, m = metrics[f"{of}_error"], metrics[f"{of}_count"]

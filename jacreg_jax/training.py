@@ -278,8 +278,8 @@ def _update(
     if Dual.all_in(state.opt_state):  # of a `target_norm`; optax's line searches refuse what they do not know
         extra["metrics"] = metrics
         if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
-            got = type(optimizer).__name__
-            raise ValueError(f"optimizer must be target.optimizer(...), outside of optax.MultiSteps too; got {got}")
+            must = "optimizer must be target.optimizer(...) outside of all else, of optax.MultiSteps too"
+            raise ValueError(f"{must}, got {type(optimizer).__name__}")
     updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **extra)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(params, opt_state, model_state, state.step + 1, state.key)

@@ -51,8 +51,7 @@ def test_standard_errors_combine(problem, key):
     errors = jnp.arange(12.0).reshape(3, 4)[:, 0]
 
     def loss(params, state, batch, keys):
-        mean = jnp.mean(params["Dense_0"]["bias"])
-        return mean, (state.model_state, {"penalty": mean, "penalty_error": batch["error"][0]})
+        return jnp.mean(params["Dense_0"]["bias"]), (state.model_state, {"penalty_error": batch["error"][0]})
 
     _, (_, metrics) = in_parts(4, loss)(state.params, state, batch | {"error": jnp.repeat(errors, 4)}, keys)
     np.testing.assert_allclose(metrics["penalty_error"], np.sqrt(0 + 16 + 64) / 3)

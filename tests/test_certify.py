@@ -380,3 +380,10 @@ def test_radii_of_half_precision_hold(dtype, scale):
     moved = jnp.clip(x[None] + side * radius[None, :, None], 0, 1)
     assert (jnp.argmax(jax.vmap(f)(moved), -1) == y[None]).all()
     assert (radius > 0).sum() > (50 if scale == 1 else -1)
+
+
+def test_bounds_of_whole_numbers_are_whole_and_exact():
+    """Beyond 2^24 too, where float32 is not."""
+    box = certify.interval_bounds(lambda x: x.astype(jnp.int32) + (2**24 + 1), jnp.zeros(1), jnp.ones(1))
+    assert box.low.dtype == jnp.int32
+    assert (int(box.low[0]), int(box.high[0])) == (2**24 + 1, 2**24 + 2)

@@ -5,17 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 
 from jacreg_jax import generators, models, sharding, training
+from tests.test_shares import Dropped, four_devices
 
 IMPLS = ("rbg", "unsafe_rbg", "threefry2x32")
-
-
-class Dropped(nn.Module):
-    @nn.compact
-    def __call__(self, x, *, train=True):
-        return nn.Dense(3)(nn.Dropout(0.5, deterministic=not train)(jnp.tanh(nn.Dense(8)(x))))
 
 
 @pytest.fixture
@@ -74,7 +68,7 @@ def test_probes_are_the_same_on_any_number_of_devices(impl, backend, data):
         optax.sgd(0.1),
     )
     batch, found = jax.tree.map(lambda leaf: leaf[:16], data), []
-    for mesh in ({}, {"mesh": sharding.data_mesh(jax.devices()[:4]), "backend": backend}):
+    for mesh in ({}, {"mesh": four_devices(), "backend": backend}):
         state = training.init_state(jnp.eye(5, 3), optimizer, jax.random.key(7, impl=impl))
         found.append(float(training.make_train_step(loss, optimizer, **mesh)(state, batch)[1]["penalty"]))
     np.testing.assert_allclose(*found, rtol=1e-5)

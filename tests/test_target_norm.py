@@ -199,7 +199,7 @@ def test_errors(digits):
         (
             lambda: step(training.classification_loss(APPLY, lambda_jr=TARGET), MULTI_STEPS),
             ValueError,
-            r"optimizer must be target.optimizer\(...\), outside of optax.MultiSteps",
+            r"optimizer must be target.optimizer\(...\) outside of all else",
         ),
     ):
         with pytest.raises(error, match=message):
