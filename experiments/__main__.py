@@ -17,13 +17,16 @@ def parse(name: str, arguments: list[str]):
     """The module of an experiment and its frozen Config, the paper's by default; --quick starts from its QUICK."""
     import tyro  # here, as what follows is slow to import, and a signal that comes meanwhile is one line too
 
+    from experiments.lab.options import in_paragraphs
+
     module = catalogue.load(name)
     default = module.Config()
     if "--quick" in arguments:
         default = dataclasses.replace(default, **module.QUICK)
     arguments = [a for a in arguments if a != "--quick"]
     program = f"python -m experiments {name} [--quick]"
-    return module, tyro.cli(module.Config, args=arguments, default=default, prog=program, description=module.__doc__)
+    words = in_paragraphs(module.__doc__)
+    return module, tyro.cli(module.Config, args=arguments, default=default, prog=program, description=words)
 
 
 def run(module, config):

@@ -141,6 +141,14 @@ def test_a_number_is_judged_by_the_seeds():
     assert verify.verdict(1.0, 4.0, [0.0, 1.0, 2.0]).startswith("NOT alike")
 
 
+def test_help_keeps_the_parts_of_the_docstring_apart(capsys):
+    with pytest.raises(SystemExit):
+        command_line.parse("figure3", ["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for word in ("Command:", "Paper:", "Time:", "Leaves:"):
+        assert any(line.startswith(word) for line in lines), word
+
+
 def test_the_run_book_lists_what_is_missing(tmp_path, capsys):
     """Every line parses; nothing is missing twice; a listing runs nothing."""
     config = runbook.Config(list=True, out=tmp_path / "out", runs=tmp_path / "runs")

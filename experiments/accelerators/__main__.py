@@ -21,6 +21,7 @@ from experiments import RESULTS
 from experiments.accelerators import counting, tables, targets
 from experiments.benchmarks import sharded
 from experiments.lab import record, stopping
+from experiments.lab.options import in_paragraphs
 
 CASES = ((1, "jit"), (8, "jit"), (8, "shard_map"), (64, "jit"), (64, "shard_map"))
 KEY = ("network", "variant", "chips", "backend")
@@ -81,4 +82,4 @@ def read(path: Path) -> dict[tuple, dict]:
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; rows that are done are written, and --missing goes on"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

@@ -11,6 +11,7 @@ from functools import partial
 
 import jax
 import tyro
+from experiments.lab.options import in_paragraphs
 from tqdm import tqdm
 
 from experiments.benchmarks import attack_cost, page, step_cost
@@ -95,4 +96,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; tables that were printed are written, the others start anew"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

@@ -23,6 +23,7 @@ from experiments.benchmarks import attack_peers, page
 from experiments.benchmarks.closed_form import MODELS, Model
 from experiments.benchmarks.rows import write
 from experiments.lab import stopping
+from experiments.lab.options import in_paragraphs
 from jacreg_jax import attacks
 from jacreg_jax.attacks.losses import margin
 
@@ -163,4 +164,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; nothing is written"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

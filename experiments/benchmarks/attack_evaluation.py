@@ -19,6 +19,7 @@ import tyro
 from experiments.benchmarks import page
 from experiments.benchmarks.rows import write
 from experiments.lab import stopping
+from experiments.lab.options import in_paragraphs
 from jacreg_jax import attack_runs, attacks, datasets, evaluation, reporting, training
 from jacreg_jax.models import LeNet, initialize, predictor, train_mode
 
@@ -106,4 +107,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; nothing is written"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from experiments.lab.options import in_paragraphs
 from tqdm import tqdm
 
 from experiments.benchmarks import page
@@ -83,4 +84,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; tables that were printed are written, the others start anew"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from experiments import RESULTS
 from experiments.benchmarks.rows import write
 from experiments.lab import distances, stopping, zoo
-from experiments.lab.options import Options
+from experiments.lab.options import Options, in_paragraphs
 from experiments.lab.problems import CIFAR10_DDNET, held_out
 from experiments.lab.recipes import defences
 from experiments.page import results
@@ -101,4 +101,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; the attacks that ended are written"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

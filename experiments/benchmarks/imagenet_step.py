@@ -24,6 +24,7 @@ import jacreg_jax as jr
 from experiments.benchmarks import page
 from experiments.benchmarks.rows import write
 from experiments.lab import programs, small_imagenet, stopping, streams
+from experiments.lab.options import in_paragraphs
 from experiments.lab.problems import IMAGENET_RESNET18
 from experiments.lab.recipes import plain
 from jacreg_jax import models, training
@@ -101,4 +102,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; nothing is written"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from experiments.benchmarks import page
 from experiments.benchmarks.rows import write
 from experiments.lab import small_imagenet, stopping
+from experiments.lab.options import in_paragraphs
 from jacreg_jax.datasets import images, streams
 
 TRANSFORMS = {
@@ -87,4 +88,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; nothing is written"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

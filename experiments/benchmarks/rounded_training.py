@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from experiments.lab.options import in_paragraphs
 from tqdm import trange
 
 from experiments.benchmarks import page
@@ -90,4 +91,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; nothing is written"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from experiments.benchmarks import page
 from experiments.benchmarks.rows import write
 from experiments.lab import stopping
+from experiments.lab.options import in_paragraphs
 from jacreg_jax.convolution import conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -80,4 +81,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; nothing is written"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

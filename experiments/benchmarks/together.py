@@ -20,6 +20,7 @@ from experiments.benchmarks import on_gpu
 from experiments.benchmarks.rows import write
 from experiments.lab import stopping
 from experiments.lab.batches import rows_of
+from experiments.lab.options import in_paragraphs
 from experiments.lab.problems import CIFAR10_DDNET, images
 from experiments.lab.programs import initial_state, make_steps
 from experiments.lab.recipes import regularizers
@@ -87,4 +88,4 @@ def main(config: Config):
 
 if __name__ == "__main__":
     with stopping.in_one_line("stopped; nothing is written, the same command starts anew"):
-        main(tyro.cli(Config, description=__doc__))
+        main(tyro.cli(Config, description=in_paragraphs(__doc__)))

@@ -1,6 +1,7 @@
 """The options that all experiments share, once."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 from experiments import RESULTS, RUNS
@@ -75,3 +76,8 @@ QUICK = {
     "out": Path("runs/quick"),
     "runs": Path("runs/quick"),
 }
+
+
+def in_paragraphs(words: str) -> str:
+    """A module's docstring with every "Word: ..." a paragraph of its own, as tyro's --help joins the lines of one."""
+    return re.sub(r"\n(?=[A-Z]\w+:)", "\n\n", words)
