@@ -13,6 +13,7 @@ from jacreg_jax.intervals import Interval as Interval, coarsest_precision, inter
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.manual_axes import varying
 from jacreg_jax.predictions import as_logits, predicted_class
+from jacreg_jax.rows import at_least_float32
 from jacreg_jax.types import Array, Counter, Function
 
 
@@ -83,10 +84,11 @@ def _counts(f: Function, x: Array, keys: Array, sigma: ArrayLike, *, num_samples
     rows = len(x) * chunk_size
     shape = jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype)
     classes = jax.eval_shape(lambda x: as_logits(f(x)), shape).shape[1]
+    wide = at_least_float32(x.dtype)  # a draw in half precision has no tail, so that nothing would be proved
 
     def draw(counts: Array, chunk: Array) -> tuple[Array, None]:
-        noise = lambda k, x: jax.random.normal(jax.random.fold_in(k, chunk), (chunk_size, *x.shape), x.dtype)
-        noisy = x[:, None] + jnp.asarray(sigma, x.dtype) * jax.vmap(noise)(keys, x)
+        noise = lambda k: jax.random.normal(jax.random.fold_in(k, chunk), (chunk_size, *x.shape[1:]), wide)
+        noisy = (x[:, None].astype(wide) + jnp.asarray(sigma, wide) * jax.vmap(noise)(keys)).astype(x.dtype)
         predicted = predicted_class(as_logits(f(noisy.reshape(rows, *x.shape[1:])))).reshape(len(x), chunk_size)
         return counts + jax.nn.one_hot(predicted, classes, dtype=jnp.int32).sum(1, dtype=jnp.int32), None
 

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="`evaluation.report` of a function that you can import")
     report.add_argument("model", help="MODULE:FUNCTION, raw inputs [B, ...] -> logits [B, C]; batched")
     report.add_argument("--data", required=True, help=".npz with x [N, ...] and y [N]")
-    report.add_argument("--epsilon", nargs="+", required=True, metavar="NORM=RADIUS", help="linf=0.03 l2=0.5")
+    report.add_argument("--epsilon", nargs="+", required=True, metavar="NORM=RADIUS", help="linf=8/255 l2=0.5")
     report.add_argument("--bounds", nargs=2, type=float, default=(0.0, 1.0), help="of the inputs; default 0 1")
     report.add_argument(
         "--budget", choices=("quick", "standard"), default="standard", help="quick: a first look; standard: a claim"
@@ -159,14 +160,14 @@ def _data_of(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _radii_of(words: Sequence[str]) -> dict[str, float]:
-    """{"linf": 0.03} of "linf=0.03".
+    """{"linf": 0.03} of "linf=0.03"; a radius may be a fraction, such as 8/255.
 
     Raises:
         ValueError: a word is no NORM=RADIUS.
     """
     try:
-        return {norm: float(radius) for norm, radius in (word.split("=") for word in words)}
-    except ValueError:
+        return {norm: float(Fraction(radius)) for norm, radius in (word.split("=") for word in words)}
+    except (ValueError, ZeroDivisionError):
         raise ValueError(f"--epsilon must be NORM=RADIUS each, such as linf=0.03, got {' '.join(words)}") from None
 
 

@@ -30,6 +30,7 @@ from jacreg_jax.corruption_filters import (
     streak,
 )
 from jacreg_jax.keys import sample_keys
+from jacreg_jax.rows import at_least_float32
 from jacreg_jax.types import Array, Function
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -238,7 +239,8 @@ def corrupted(name: str, image: Any, key: Array, *, severity: Any) -> Array:
         raise ValueError(f"image must be [B, H, W, C], got shape {image.shape}")
     checks.shares("image", image)
     severities = jnp.broadcast_to(jnp.asarray(_checked(severity, len(image)), jnp.int32), len(image))
-    found = jax.vmap(FAMILIES[name])(image, sample_keys(key, len(image)), severities)
+    wide = image.astype(at_least_float32(image.dtype))
+    found = jax.vmap(FAMILIES[name])(wide, sample_keys(key, len(image)), severities)
     return jnp.clip(found, 0.0, 1.0).astype(image.dtype)
 
 

@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from scipy.stats import norm
 
-from jacreg_jax import attacks, certify
+from jacreg_jax import attacks, certify, keys
 from jacreg_jax.models import MLP, LeNet, initialize, predictor
 from jacreg_jax.pooled_convolution import lax_conv_max_pool
 
@@ -31,6 +31,22 @@ def test_smoothing_of_a_half_space(key):
     near = sure & (exact < 0.5)
     assert np.median(result.radius[near] / exact[near]) > 0.5  # and they are not vacuous
     np.testing.assert_allclose(result.radius[sure], 0.5 * norm.ppf(result.probability[sure]), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("dtype", "deviations", "num_samples"), [("bfloat16", 3.0, 20_000), ("float16", 3.5, 100_000)])
+def test_smoothing_of_half_precision(dtype, deviations, num_samples, key):
+    """Draws of these dtypes end before the boundary, so that every one of them hit, and proved a larger radius."""
+    x = jnp.full((4, 1), 0.25 * deviations, dtype)
+    f = lambda x: jnp.concatenate([x, -x], axis=1)
+    radius = certify.certify_smoothed(f, x, key, sigma=0.25, num_samples=num_samples, alpha=1e-6).radius
+    assert (radius <= 0.25 * deviations).all(), radius
+    assert (radius > 0.22 * deviations).all(), radius
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_noise_in_half_precision_is_rounded_and_not_drawn(dtype, key):
+    x = jnp.zeros((3, 5))
+    np.testing.assert_array_equal(keys.normal_like(key, x.astype(dtype)), keys.normal_like(key, x).astype(dtype))
 
 
 def test_smoothing_of_one_class_by_hand(key):
@@ -369,14 +385,14 @@ def test_complex_numbers_have_no_bounds(f):
 @pytest.mark.parametrize(("dtype", "scale"), [("bfloat16", 1 / 8), ("bfloat16", 1.0), ("float16", 1.0)])
 def test_radii_of_half_precision_hold(dtype, scale):
     """Their slack was that of float32, and rounding within f turned a sample over inside of its radius."""
-    keys = jax.random.split(jax.random.key(5), 4)
-    first, last = jax.random.normal(keys[0], (32, 64)) / 6, scale * jax.random.normal(keys[1], (64, 4))
+    draws = jax.random.split(jax.random.key(5), 4)
+    first, last = jax.random.normal(draws[0], (32, 64)) / 6, scale * jax.random.normal(draws[1], (64, 4))
     low = lambda a: a.astype(dtype)
     f = lambda x: (jax.nn.relu(low(x) @ low(first)) @ low(last)).astype(jnp.float32)
-    x = jax.random.uniform(keys[2], (256, 32))
+    x = jax.random.uniform(draws[2], (256, 32))
     y = jnp.argmax(f(x), 1)
     radius = certify.interval_radius(f, x, y)
-    side = jnp.sign(jax.random.uniform(keys[3], (300, *x.shape), minval=-1, maxval=1))
+    side = jnp.sign(jax.random.uniform(draws[3], (300, *x.shape), minval=-1, maxval=1))
     moved = jnp.clip(x[None] + side * radius[None, :, None], 0, 1)
     assert (jnp.argmax(jax.vmap(f)(moved), -1) == y[None]).all()
     assert (radius > 0).sum() > (50 if scale == 1 else -1)

@@ -27,6 +27,7 @@ def folder(tmp_path, monkeypatch):
     x = np.random.default_rng(0).uniform(0, 1, (12, 4, 4, 1)).astype(np.float32)
     np.savez(tmp_path / "test.npz", x=x, y=(x.sum((1, 2, 3)) < 4).astype(int))
     np.savez(tmp_path / "other.npz", a=x)
+    np.savez(tmp_path / "bytes.npz", x=(255 * x).astype(np.uint8), y=np.zeros(12, int))
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     sys.modules.pop("someones_model", None)
@@ -53,6 +54,10 @@ def test_a_report_on_a_model_of_ones_own(folder, capsys):
     assert (folder / "report" / "report.png").stat().st_size > 1000
 
 
+def test_a_radius_may_be_a_fraction():
+    assert command._radii_of(["linf=8/255", "l2=0.5", "l1=1e1"]) == {"linf": 8 / 255, "l2": 0.5, "l1": 10.0}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -64,6 +69,8 @@ def test_a_report_on_a_model_of_ones_own(folder, capsys):
         ({"data": "other.npz"}, r"--data must be an .npz with arrays x and y; 'other.npz'"),
         ({"data": "someones_model.py"}, r"--data must be an .npz with arrays x and y; 'someones_model.py'"),
         ({"epsilon": "linf"}, "--epsilon must be NORM=RADIUS each, such as linf=0.03, got linf"),
+        ({"epsilon": "linf=8/0"}, "--epsilon must be NORM=RADIUS each, such as linf=0.03, got linf=8/0"),
+        ({"data": "bytes.npz"}, r"x must be floating point raw pixels, got uint8; x / 255 is in \[0, 1\]"),
         ({"out": "test.npz"}, r"--out must be a folder that can be written, got 'test.npz'"),
         ({"epsilon": "l7=0.1"}, "epsilon"),
         ({"epsilon": "linf=-1"}, "epsilon"),

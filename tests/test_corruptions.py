@@ -34,6 +34,14 @@ def test_five_severities(image, name):
     np.testing.assert_allclose(turned[:5], found[2][:4:-1], atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gaussian_noise", "fog"])
+def test_half_precision_is_rounded_at_the_end(image, name):
+    apply = jax.jit(partial(corruptions.corrupted, name, severity=5))
+    low = jnp.asarray(image[:4], jnp.bfloat16)
+    found, wide = (apply(x, jax.random.key(2)) for x in (low, low.astype(jnp.float32)))
+    np.testing.assert_array_equal(found, wide.astype(jnp.bfloat16))
+
+
 def test_definitions(image):
     key = jax.random.key(1)
     corrupted = jax.jit(corruptions.corrupted, static_argnums=0, static_argnames="severity")

@@ -1,5 +1,7 @@
 """interop.py: models of five kinds, each with a penalty that matches jacrev; four architectures; training."""
 
+import itertools
+
 import flax.errors
 import jax
 import jax.numpy as jnp
@@ -150,6 +152,76 @@ def test_dropout_draws_from_the_key(make, x):
     first, again, other = (apply(params, state, x, jax.random.key(k))[0] for k in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.allclose(first, other)
+
+
+class Streams(nnx.Module):
+    """Two masks and a draw of one's own, of streams of these names."""
+
+    def __init__(self, *streams):
+        self.drops = nnx.List([nnx.Dropout(0.5, rngs=rngs) for rngs in streams])
+        self.last = streams[-1]
+
+    def __call__(self, x):
+        drawn = jax.random.bernoulli(self.last.noise(), shape=x.shape) if "noise" in self.last else x
+        return jnp.stack([*(drop(x) > 0 for drop in self.drops), drawn > 0], axis=1)
+
+
+@pytest.mark.parametrize(
+    "streams",
+    [
+        lambda: [nnx.Rngs(0), nnx.Rngs(dropout=7)],
+        lambda: [nnx.Rngs(0), nnx.Rngs(0)],
+        lambda: [nnx.Rngs(dropout=1, noise=2)],
+        lambda: [nnx.Rngs(3), nnx.Rngs(dropout=1, noise=1)],
+    ],
+)
+def test_streams_of_nnx_are_drawn_apart(streams, key):
+    """Streams of different names got the same key: masks were alike, or the opposite of the noise."""
+    made = streams()
+    functional = interop.from_nnx(Streams(*made))
+    drawn, _ = functional.train(functional.params, functional.model_state, jnp.ones((40, 50)), key)
+    others = drawn if "noise" in made[-1] else drawn[:, :-1]
+    for a, b in itertools.combinations(range(others.shape[1]), 2):
+        np.testing.assert_allclose(jnp.mean(others[:, a] == others[:, b]), 0.5, atol=0.05)
+    again, _ = functional.train(functional.params, functional.model_state, jnp.ones((40, 50)), jax.random.key(99))
+    np.testing.assert_allclose(jnp.mean(drawn[:, 0] == again[:, 0]), 0.5, atol=0.05)
+
+
+def test_a_stack_of_nnx_layers_drops_in_each(key):
+    """Its stream holds a key for each layer, as flax's guide on transforms makes it: reseeding it was an error."""
+
+    class Stack(nnx.Module):
+        def __init__(self, rngs):
+            make = nnx.vmap(lambda rngs: nnx.Dropout(0.5, rngs=rngs))
+            self.layers = nnx.split_rngs(splits=3)(make)(rngs)
+
+        def __call__(self, x):
+            over = nnx.scan(lambda x, layer: (layer(x), layer(jnp.ones_like(x))), in_axes=(nnx.Carry, 0))
+            return jnp.moveaxis(over(x, self.layers)[1], 0, 1)
+
+    functional = interop.from_nnx(Stack(nnx.Rngs(0)))
+    masks, _ = functional.train(functional.params, functional.model_state, jnp.ones((40, 50)), key)
+    assert masks.shape == (40, 3, 50)
+    for a, b in itertools.combinations(range(3), 2):
+        np.testing.assert_allclose(jnp.mean((masks[:, a] > 0) == (masks[:, b] > 0)), 0.5, atol=0.05)
+
+
+def test_any_stream_of_a_linen_module(key):
+    """It had one called dropout alone; any other is drawn from the same key, and apart from it."""
+
+    class Noisy(linen.Module):
+        @linen.compact
+        def __call__(self, x, *, train):
+            mask = linen.Dropout(0.5, deterministic=not train)(x) > 0
+            other = linen.Dropout(0.5, deterministic=not train, rng_collection="other")(x) > 0
+            noise = jax.random.bernoulli(self.make_rng("noise"), shape=x.shape) if train else x > 0
+            return jnp.stack([mask, other, noise], axis=1)
+
+    functional = interop.from_linen(Noisy(), {"params": {}})
+    drawn, again = (functional.train({}, {}, jnp.ones((40, 50)), k)[0] for k in (key, jax.random.key(99)))
+    for a, b in itertools.combinations(range(3), 2):
+        np.testing.assert_allclose(jnp.mean(drawn[:, a] == drawn[:, b]), 0.5, atol=0.05)
+    np.testing.assert_allclose((drawn == again).mean((0, 2)), 0.5, atol=0.05)
 
 
 def test_nnx_needs_the_copy(x, key):

@@ -226,6 +226,56 @@ NOISES = {
 }
 
 
+def of_layers(key, x):
+    """A stack of as many layers as a device has rows, each with noise for the batch."""
+    return jax.lax.scan(lambda h, k: (h + jax.random.uniform(k, x.shape), None), 0 * x, jax.random.split(key, 4))[0]
+
+
+uniform = lambda key: jax.random.uniform(key, (5,))
+by_row = lambda draw: lambda key, x: jax.vmap(draw)(jax.random.split(key, len(x)))
+STREAMS = {  # four rows lie on each device: a split into four is of streams, or of rows
+    "two streams": lambda key, x: jax.random.uniform(jax.random.split(key, 4)[1], x.shape),
+    "a stream of a stream": lambda key, x: jax.random.uniform(
+        jax.random.split(jax.random.split(key, 4)[2], 4)[1], x.shape
+    ),
+    "a stream and a fold": lambda key, x: jax.random.uniform(
+        jax.random.fold_in(jax.random.split(key, 4)[3], 7), x.shape
+    ),
+    "a stream split into rows": lambda key, x: by_row(uniform)(jax.random.split(key, 4)[1], x),
+    "layers": of_layers,
+    "members": lambda key, x: jax.vmap(lambda k: jax.random.uniform(k, x.shape))(jax.random.split(key, 3)).sum(0),
+    "rows and folds": by_row(lambda k: uniform(jax.random.fold_in(k, 3))),
+    "rows and streams": by_row(lambda k: uniform(jax.random.split(k)[1])),
+    "rows and four streams": by_row(lambda k: uniform(jax.random.split(k, 4)[1])),
+    "rows and members": by_row(lambda k: jax.vmap(uniform)(jax.random.split(k, 3)).sum(0)),
+    "rows and as many draws": by_row(lambda k: jax.random.uniform(k, (4, 5)).sum(0)),
+    "rows and their normal_like": by_row(lambda k: keys.normal_like(k, jnp.ones((1, 5)))[0]),
+    "noise of every row's key": lambda key, x: keys.normal_like(jax.random.split(key, len(x)), x),
+    "noise of another number": lambda key, x: keys.normal_like(key, jnp.ones((3, 5))).sum(0, keepdims=True) + x,
+    "noise of two streams": lambda key, x: sum(keys.normal_like(k, x) for k in jax.random.split(key, 4)),
+}
+VMAP_OF_RBG = ("rows", "a stream split", "members")  # draws from the first key alone
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_streams_and_rows_of_a_share_are_those_of_the_whole_batch(impl):
+    """`k1, k2 = split(key)` was taken for a key for each of two rows, and dropout differed from one device's."""
+    x, key = jnp.zeros((16, 5)), jax.random.key(3, impl=impl)
+
+    def draws(key, x):
+        skipped = VMAP_OF_RBG if impl == "rbg" else ()
+        return {name: draw(key, x) for name, draw in STREAMS.items() if not name.startswith(skipped)}
+
+    def share(x):
+        with shares.on_share(shares.Share("data", len(x), key)):
+            return draws(shares.whole_batch_key(key, lambda key: key), x)
+
+    on_mesh = jax.shard_map(share, mesh=four_devices(), in_specs=jax.P("data"), out_specs=jax.P("data"))
+    found, expected = jax.jit(on_mesh)(x), jax.jit(draws)(key, x)
+    for name in found:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-6, err_msg=name)
+
+
 @pytest.mark.parametrize("backend", ["jit", "pmap"])
 @pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
 def test_noise_that_a_model_draws_by_row_is_that_of_the_whole_batch(batch, noise, backend):

@@ -24,7 +24,8 @@ def inputs(x: Any, name: str = "x", *, what: str = "floating point raw pixels") 
     if not (hasattr(x, "shape") and hasattr(x, "dtype")):
         raise TypeError(f"{name} must be an array, {what} [B, ...], got {name_of(x)}")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"{name} must be {what}, got {x.dtype}")
+        of_bytes = f"; {name} / 255 is in [0, 1]" if x.dtype == jnp.uint8 else ""
+        raise TypeError(f"{name} must be {what}, got {x.dtype}{of_bytes}")
     if len(x.shape) == 0:
         raise ValueError(f"{name} must have a batch axis in front, [B, ...], got a scalar")
     if 0 in x.shape:

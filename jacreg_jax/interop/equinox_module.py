@@ -90,22 +90,31 @@ def _keys_of_rows(key: Any, x: PyTree) -> Any:
 
 @contextlib.contextmanager
 def _over_whole_batch(equinox: Any) -> Iterator[None]:
-    """On a share of a batch, every BatchNorm averages over the axis of the mesh too.
+    """On a share of a batch, every BatchNorm averages over the axis of the mesh too, and in a part over its rows.
 
     shard_map refuses a mean over the named axis of a `vmap`, which is how BatchNorm averages. So the mean that it calls
-    is one that knows what to do under `vmap`, and needs no name.
+    is one that knows what to do under `vmap`, and needs no name. A state takes a new value only where it is like the
+    old one, the mesh that it lies on included; a constant, as mode "ema" sets, lies on none.
     """
     axis = shares.batch_axis()
-    if axis is None:
+    if axis is None and not jax.sharding.get_abstract_mesh().manual_axes:
         yield
         return
+    over_devices = lambda mean: mean if axis is None else jax.lax.pmean(mean, axis)
     over_rows = jax.custom_batching.custom_vmap(lambda x: x)
-    over_rows.def_vmap(lambda size, is_batched, x: (jax.lax.pmean(jnp.mean(x, axis=0), axis), False))
+    over_rows.def_vmap(lambda size, is_batched, x: (over_devices(jnp.mean(x, axis=0)), False))
     of_channel = jax.custom_batching.custom_vmap(over_rows)  # BatchNorm's own vmap, over the channels, is the inner one
     of_channel.def_vmap(lambda size, is_batched, x: (over_rows(x), True))
     lax = types.SimpleNamespace(**vars(jax.lax) | {"pmean": lambda x, name: of_channel(x)})
-    with mock.patch.object(sys.modules[equinox.nn.BatchNorm.__module__], "lax", lax):
+    norms, states = (sys.modules[kind.__module__] for kind in (equinox.nn.BatchNorm, equinox.nn.State))
+    with mock.patch.object(norms, "lax", lax), mock.patch.object(states, "tree_equal", _alike):
         yield
+
+
+def _alike(old: PyTree, new: PyTree) -> bool:
+    """Of one structure, with leaves of the same shapes and dtypes."""
+    kinds = lambda tree: jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+    return bool(kinds(old) == kinds(new))
 
 
 def _afresh(equinox: Any, model: Any, state: Any) -> Any:

@@ -1,9 +1,11 @@
 """flax.nnx modules."""
 
+import math
 from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jacreg_jax import checks, modes, shares
 from jacreg_jax.functional import Functional, reads_running_statistics
@@ -15,7 +17,8 @@ def from_nnx(model: Any, **options: Any) -> Functional:
     """A flax.nnx module; `apply` is in the mode it is in, `train` and `eval` call its own train() and eval().
 
     The module is merged anew in every call, with `copy=True`: an update of BatchNorm's statistics inside a
-    vector-Jacobian product is a trace error otherwise. Dropout draws from `key`, not from the module's own stream.
+    vector-Jacobian product is a trace error otherwise. Dropout draws from `key`, not from the module's own stream, and
+    every stream from a key of its own.
 
     Args:
         model: a `flax.nnx.Module`. Where its call says the mode, as in train=True, that argument is found by its name,
@@ -41,7 +44,6 @@ def from_nnx(model: Any, **options: Any) -> Functional:
     nnx.pop(model, nnx.Intermediate)  # what an earlier call has sown
     parts: Any = nnx.split(model, nnx.Param, nnx.RngState, ...)
     graph, params, streams, state = parts
-    is_random = bool(jax.tree.leaves(streams))
     modes.warn_of_unknown_mode(type(model).__call__, options)
     names = modes.mode_arguments(type(model).__call__)
     of_call = {mode: options | modes.in_mode(names, mode == "train") for mode in ("train", "eval")} | {"": options}
@@ -52,9 +54,8 @@ def from_nnx(model: Any, **options: Any) -> Functional:
             getattr(module, mode)()
         for node in _batch_norms(nnx, module) if shares.batch_axis() else ():
             node.axis_name = node.axis_name or shares.batch_axis()  # averages over the axis of the mesh too
-        if key is not None and is_random:
-            found = (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream))
-            nnx.reseed(module, **dict.fromkeys(sorted({str(stream.tag) for stream in found}), key))
+        if key is not None:
+            _reseed(nnx, module, key)
         return module
 
     def call(params: PyTree, state: PyTree, x: Any, key: Any = None, *, mode: str = "") -> tuple[Any, PyTree]:
@@ -83,6 +84,18 @@ def from_nnx(model: Any, **options: Any) -> Functional:
         batch_statistics=at_batch,
         rebuild=lambda params, state: nnx.merge(graph, params, streams, state, copy=True),
     )
+
+
+def _reseed(nnx: Any, module: Any, key: Any) -> None:
+    """Every stream of random numbers gets a key of its own, whatever its name, and so does every layer of a stack."""
+    found = (node for _, node in nnx.iter_graph(module) if isinstance(node, nnx.RngStream))
+    for place, stream in enumerate(found):
+        own, shape = jax.random.fold_in(key, place), stream.key.shape
+        if shape:
+            of_layers = [jax.random.fold_in(own, layer) for layer in range(math.prod(shape))]
+            own = jnp.stack(of_layers).reshape(shape)
+        stream.key.set_value(own)
+        stream.count.set_value(jnp.zeros(shape, jnp.uint32))
 
 
 def _batch_norms(nnx: Any, model: Any) -> list[Any]:

@@ -48,6 +48,8 @@ def initialize(module: nn.Module, key: jax.Array, x: Any) -> tuple[PyTree, PyTre
 def train_mode(module: nn.Module, **options: Any) -> Apply:
     """(params, model_state, x, key) -> (logits, model_state): dropout drawn from key, batch statistics updated.
 
+    Other streams of random numbers, as in make_rng("noise"), are drawn from the key too, and are not those of dropout.
+
     Args:
         module: a `flax.linen.Module` whose call takes train, or other arguments of `modes.MODES`.
         **options: other arguments of its call.
@@ -234,7 +236,7 @@ def _applied(
     variables = {"params": params, **model_state}
     if is_frozen:
         return module.apply(variables, x, **options), model_state
-    rngs = None if key is None else {"dropout": key}
+    rngs = None if key is None else {"dropout": key, "params": jax.random.fold_in(key, 1)}  # flax: any other stream
     with nn.intercept_methods(_over_whole_batch):
         output, new = module.apply(variables, x, rngs=rngs, mutable=list(model_state), **options)
     return output, _without_sown(model_state, dict(new))
