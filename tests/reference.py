@@ -6,7 +6,6 @@ import jax.numpy as jnp
 
 def jacobian_matrix(f, x, jac=jax.jacrev):
     """J of every sample, [B, C, I], one row of the batch at a time; pytrees in and out are laid side by side."""
-    batch = jax.tree.leaves(x)[0].shape[0]
 
     def one(sample):
         single = lambda s: jax.tree.map(lambda z: z[0], f(jax.tree.map(lambda leaf: leaf[None], s)))
@@ -21,12 +20,12 @@ def jacobian_matrix(f, x, jac=jax.jacrev):
             rows.append(jnp.concatenate([j.reshape(z.size, -1) for j in jax.tree.leaves(per_input)], axis=1))
         return jnp.concatenate(rows)
 
-    return jnp.stack([one(jax.tree.map(lambda leaf: leaf[a], x)) for a in range(batch)])
+    return jax.lax.map(one, x)
 
 
 def frobenius_sq(f, x, jac=jax.jacrev):
     """||J||_F^2 of every sample from the whole matrix."""
-    return jnp.sum(jacobian_matrix(f, x, jac) ** 2, axis=(1, 2))
+    return jax.jit(lambda x: jnp.sum(jacobian_matrix(f, x, jac) ** 2, axis=(1, 2)))(x)
 
 
 def vjp_penalty(convolve, x, w):
