@@ -186,15 +186,15 @@ def test_res_net_on_cifar(tfds_dir):
 def test_statistics_are_the_batches_own(name, key):
     """The same logits as train mode, rows independent, the same gradient in the parameters, the state as it was."""
     net, x = NETS[name](), jax.random.normal(key, (16, 8, 8, 1))
-    at = lambda apply: lambda x: apply(net.params, net.model_state, x, key)[0]
+    at = lambda apply: jax.jit(lambda x: apply(net.params, net.model_state, x, key)[0])
     # equinox' "ema" has seen no batch yet: its first average is the batch's own
     np.testing.assert_allclose(at(net.batch_statistics)(x), at(net.train)(x), rtol=1e-4, atol=1e-5)
     assert rows_are_independent(at(net.batch_statistics), x, key)
     assert not rows_are_independent(at(net.train), x, key)
     gradients = [
-        jax.grad(lambda p, apply=apply: jnp.sum(jnp.sin(apply(p, net.model_state, x, key)[0])))(net.params)
+        jax.jit(jax.grad(lambda p, apply=apply: jnp.sum(jnp.sin(apply(p, net.model_state, x, key)[0]))))(net.params)
         for apply in (net.batch_statistics, net.train)
     ]
     chex.assert_trees_all_close(*gradients, rtol=1e-3, atol=1e-4)
-    state = net.batch_statistics(net.params, net.model_state, x, key)[1]
+    state = jax.jit(net.batch_statistics)(net.params, net.model_state, x, key)[1]
     chex.assert_trees_all_equal(state, net.model_state)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jacreg_jax as jr
-from jacreg_jax import attacks, certify, convolution, evaluation, guard, jacobian, rows, shares, training
+from jacreg_jax import attacks, certify, convolution, evaluation, guard, jacobian, rows, sharding, shares, training
 from jacreg_jax.attacks import apgd_search, gradient, output_criteria, square_bumps, square_canvas, trace
 from jacreg_jax.attacks.start import begin
 from jacreg_jax.convolution import blocks
@@ -87,7 +87,8 @@ def test_square_s_bumps_are_those_of_the_reference_code(norm, power, channels):
     x = jnp.full((1, *shape), 5.0)
     f = lambda x: jnp.stack([x.mean((1, 2, 3)), 1 - x.mean((1, 2, 3))], axis=1)
     start = begin(f, x, jnp.array([0]), (0.0, 10.0), norm=norm, epsilon=radius)
-    first, propose = square_bumps.bumps(start, jnp.full((1, 1, 1, 1), radius), queries, 0.5, norm)
+    bumps = square_bumps.bumps(start, jnp.full((1, 1, 1, 1), radius), queries, 0.5, norm)
+    first, propose = map(jax.jit, bumps)
     sides = square_canvas.sizes_of(queries, 0.5, shape[:2], norm)
 
     def at_radius(delta):
@@ -242,9 +243,19 @@ def test_sphere_probes_have_the_length_of_the_frame():
     np.testing.assert_allclose(jnp.sum(v**2, -1), 7 * np.ones((4, 3)), rtol=1e-5)
 
 
-def test_draws_of_64_bits_under_x64():
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_draws_of_any_width_are_those_of_the_whole_batch(dtype):
+    key, mesh = jax.random.key(3), sharding.data_mesh(jax.devices()[:2])
+
+    def share(x):
+        with shares.on_share(shares.Share("data", len(x), key)):
+            return jax.random.bits(shares.whole_batch_key(key, lambda key: key), (len(x), 5), dtype)
+
     with jax.enable_x64(True):
-        assert set(shares.UINT) == {8, 16, 32, 64}
+        split = jax.shard_map(share, mesh=mesh, in_specs=jax.P("data"), out_specs=jax.P("data"))
+        found = jax.jit(split)(jnp.zeros(6))
+        np.testing.assert_array_equal(found, jax.random.bits(key, (6, 5), dtype))
+        assert found.dtype == dtype
 
 
 # --------------------------------------------------------------------------------------------- how work is cut up
