@@ -1,10 +1,13 @@
 """SGD and the learning rate of the paper, as optax transformations."""
 
+import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import optax
 
 from jacreg_jax import checks
+from jacreg_jax.types import PyTree
 
 
 def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> optax.Schedule:
@@ -65,3 +68,32 @@ def sgd(
     if isinstance(weight_decay, (int, float)) and weight_decay == 0:
         return step
     return optax.chain(optax.add_decayed_weights(weight_decay), step)
+
+
+def updated(
+    optimizer: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree, extra: dict[str, Any]
+) -> tuple[PyTree, PyTree]:
+    """(updates, opt_state) of an optimizer that gets those extra arguments which its update takes.
+
+    Most take any; some, such as `optax.contrib.sam`, name theirs and refuse all others.
+
+    Args:
+        optimizer: an optax transformation.
+        grads: gradients of params.
+        opt_state: its state.
+        params: parameters.
+        extra: by name, such as value.
+
+    Returns:
+        What its update returns.
+
+    Example:
+        >>> updates, _ = updated(optax.sgd(0.5), 1.0, optax.sgd(0.5).init(2.0), 2.0, {"value": 3.0})
+        >>> float(updates)
+        -0.5
+    """
+    update = optax.with_extra_args_support(optimizer).update
+    taken = inspect.signature(update).parameters
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values()):
+        extra = {name: value for name, value in extra.items() if name in taken}
+    return update(grads, opt_state, params, **extra)

@@ -13,7 +13,8 @@ from jacreg_jax.types import Array, Function
 
 MEANINGS = {
     "not finite": "some clean outputs or their gradients are NaN or infinite: samples of such outputs count as wrong, "
-    "and attacks take NaN in a gradient for 0. A usual cause is jnp.where over a branch that is not finite",
+    "and attacks take NaN in a gradient for 0. Usual causes are jnp.where over a branch that is not finite, "
+    "and classes masked by -inf: take -1e30",
     "zero gradient": "some gradients are exactly zero: attacks that follow them see nothing. Attack the logits, before "
     "softmax, rounding or clipping",
     "square gains": "Square, which takes no gradient, fools samples that APGD does not: the gradients mislead",
@@ -59,7 +60,7 @@ def nearest(norm: str, steps: int, searches: int, span: float, criterion: Any, b
     found = {"FAB": _made(attacks.fab, *own, norm=norm, num_steps=min(steps, 100))}
     if norm != "l2":
         return found
-    found["DDN"] = _made(attacks.ddn, *own, num_steps=steps)
+    found["DDN"] = _made(attacks.ddn, *own, num_steps=max(steps, 150))  # 100 lead down to 0.006 of the span
     rate = max(0.01, 3 / steps)  # few steps must lead as far
     of_cw = {"num_steps": steps, "binary_search_steps": searches, "learning_rate": rate, "initial_const": span**2}
     return found | {"CW": _made(attacks.carlini_wagner, *own, **of_cw)}

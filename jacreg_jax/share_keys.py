@@ -97,6 +97,10 @@ class _Words:
         one = lambda word: jnp.broadcast_to(jnp.asarray(word, jnp.uint32), (*batch.shape[:-1], 1))
         return jnp.concatenate([batch, row, one(first), one(is_split)], axis=-1)
 
+    def chosen_row(self, key: Array) -> Array:
+        """The data of a key that was one of a row's in its use: no batch is left in it, as it starts at row 0."""
+        return self.join(key, key, jnp.uint32(0), True)
+
     def chosen(self, alone: Callable[..., Array], of_row: Callable[..., Array], depth: int = 0) -> Callable[..., Array]:
         """`alone`, and of_row where the keys are mapped over as many as there are rows.
 
@@ -181,8 +185,8 @@ class _Draws(NamedTuple):
             return words.join(keys, jax.lax.dynamic_slice_in_dim(of_all, first, words.rows), first, True)
 
         def of_row(data: Array) -> Array:
-            keys, own = into(words.batch(data), shape), into(words.row(data), shape)
-            return jnp.where(words.is_split(data), words.join(keys, own, words.first(data), True), alone(data))
+            own = into(words.row(data), shape)
+            return jnp.where(words.is_split(data), words.chosen_row(own), alone(data))
 
         return words.chosen(alone, of_row)(data)
 
@@ -195,8 +199,8 @@ class _Draws(NamedTuple):
             return words.join(key, key, words.first(data))
 
         def of_row(data: Array, folded: Array) -> Array:
-            keys = into(words.batch(data), folded), into(words.row(data), folded)
-            return words.join(*keys, words.first(data), words.is_split(data))
+            own = into(words.row(data), folded)
+            return jnp.where(words.is_split(data), words.chosen_row(own), alone(data, folded))
 
         return words.chosen(alone, of_row)(data, folded)
 

@@ -21,7 +21,7 @@ from jacreg_jax.concrete import Deferred, deferred
 from jacreg_jax.guard import Guarded, by_name, check_batch, check_is_state, check_optimizer, check_rows, check_state
 from jacreg_jax.keys import check_key
 from jacreg_jax.metrics import merged
-from jacreg_jax.optimizers import quench as quench, sgd as sgd
+from jacreg_jax.optimizers import quench as quench, sgd as sgd, updated
 from jacreg_jax.rows import at_least_float32
 from jacreg_jax.schedules import Dual, Optimizer
 from jacreg_jax.supervised import (
@@ -280,7 +280,7 @@ def _update(
         if not isinstance(optimizer, optax.GradientTransformationExtraArgs):
             must = "optimizer must be target.optimizer(...) outside of all else, of optax.MultiSteps too"
             raise ValueError(f"{must}, got {type(optimizer).__name__}")
-    updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, state.opt_state, state.params, **extra)
+    updates, opt_state = updated(optimizer, grads, state.opt_state, state.params, extra)
     params = optax.apply_updates(state.params, updates)
     new = TrainState(params, opt_state, model_state, state.step + 1, state.key)
     ok = alive & jnp.isfinite(value) & jnp.isfinite(grad_norm)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jacreg_jax import attacks, evaluation
+from jacreg_jax import attacks, evaluation, reporting_sections
 from jacreg_jax.attacks import losses
 from jacreg_jax.attacks.apgd_search import _checkpoints
 from jacreg_jax.attacks.fab import project_to_plane
@@ -294,6 +294,17 @@ def test_ratio_losses_do_not_see_a_rescaling(problem):
     target = jnp.argsort(z, 1)[:, -2]
     same(losses.dlr_targeted(8 * z, y, target), losses.dlr_targeted(z, y, target))
     assert (losses.dlr(z, y) < 0).all()
+
+
+@pytest.mark.parametrize("distance", [0.001, 0.01, 0.2])
+def test_the_quick_report_reaches_near_samples(distance):
+    """Fifty steps of DDN end 0.09 away, wherever the boundary is."""
+    f = lambda x: jnp.concatenate([x[:, :1] - 0.5, 0.5 - x[:, :1]], axis=1)
+    x = jnp.full((2, 3), 0.5).at[:, 0].add(distance)
+    for name, attack in reporting_sections.nearest("l2", 50, 3, 1.0, attacks.criteria.misclassified, (0, 1)).items():
+        if name != "CW":  # as near as its search of the constant gets in so few steps
+            found = attack(f, x, jnp.zeros(2, int), jax.random.key(0)).distance
+            np.testing.assert_allclose(found, distance, rtol=0.06, err_msg=name)
 
 
 def test_best_of_is_the_nearest(problem, key):

@@ -250,6 +250,14 @@ STREAMS = {  # four rows lie on each device: a split into four is of streams, or
     "rows and members": by_row(lambda k: jax.vmap(uniform)(jax.random.split(k, 3)).sum(0)),
     "rows and as many draws": by_row(lambda k: jax.random.uniform(k, (4, 5)).sum(0)),
     "rows and their normal_like": by_row(lambda k: keys.normal_like(k, jnp.ones((1, 5)))[0]),
+    "rows and gamma": by_row(lambda k: jax.random.gamma(k, 2.0, (5,))),
+    "rows and a loop": by_row(
+        lambda k: jax.lax.map(lambda k: jax.random.uniform(k, (4,)).sum(), jax.random.split(k, 5))
+    ),
+    "gamma by row": lambda key, x: jax.vmap(lambda k: jax.random.gamma(k, 2.0, (5,)))(keys.sample_keys(key, len(x))),
+    "poisson by row": lambda key, x: jax.vmap(lambda k, x: 0.0 + jax.random.poisson(k, 2.0 + 0 * x))(
+        keys.sample_keys(key, len(x)), x
+    ),
     "noise of every row's key": lambda key, x: keys.normal_like(jax.random.split(key, len(x)), x),
     "noise of another number": lambda key, x: keys.normal_like(key, jnp.ones((3, 5))).sum(0, keepdims=True) + x,
     "noise of two streams": lambda key, x: sum(keys.normal_like(k, x) for k in jax.random.split(key, 4)),

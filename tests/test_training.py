@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 import pytest
 from flax import linen as nn
 
@@ -36,6 +37,26 @@ def test_weight_decay_takes_a_schedule():
         updates, state = optimizer.update(jnp.float32(0.0), state, theta)
         np.testing.assert_allclose(updates, -0.5 * 0.1 * (step + 1) * theta, rtol=1e-6)
         theta = theta + updates
+
+
+def test_an_optimizer_that_names_its_extra_arguments(problem, key):
+    """optax.contrib.sam takes grad_fn alone and refused the value, the gradient and the function of the loss."""
+    params, batch = problem
+    optimizer = optax.contrib.sam(
+        optax.sgd(0.1), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)), sync_period=2
+    )
+    step = training.make_train_step(training.classification_loss(train_mode(MODULE)), optimizer)
+
+    def mean(params):
+        logits = MODULE.apply({"params": params}, batch["image"], train=True)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+
+    state, theta, opt_state = state_of(params, optimizer, key), params, optimizer.init(params)
+    for _ in range(4):
+        state, _ = step(state, batch)
+        updates, opt_state = optimizer.update(jax.grad(mean)(theta), opt_state, theta)
+        theta = optax.apply_updates(theta, updates)
+    chex.assert_trees_all_close(state.params, theta, rtol=1e-5, atol=1e-6)
 
 
 def test_sgd_is_the_papers(problem, key):

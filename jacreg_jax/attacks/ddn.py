@@ -58,7 +58,8 @@ def ddn(
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
         key: typed key, or B of them; used where a gradient is zero, and for samples.
-        num_steps: gradient steps.
+        num_steps: gradient steps. They lead down to about init_epsilon (1 - gamma)^num_steps, 0.006 by default: take
+            more, or a smaller init_epsilon, where fooling samples lie as near.
         init_epsilon: first radius in raw pixels, scalar or [B]; None: the shortest range of a pixel.
         gamma: relative change of the radius in a step.
         loss: per-sample loss of (logits, y), climbed; None: the criterion's own, of classes `losses.log_odds`.
