@@ -71,14 +71,14 @@ def sgd(
 
 
 def updated(
-    optimizer: optax.GradientTransformation, grads: PyTree, opt_state: PyTree, params: PyTree, extra: dict[str, Any]
+    optimizer: Any, grads: PyTree, opt_state: PyTree, params: PyTree, extra: dict[str, Any]
 ) -> tuple[PyTree, PyTree]:
     """(updates, opt_state) of an optimizer that gets those extra arguments which its update takes.
 
     Most take any; some, such as `optax.contrib.sam`, name theirs and refuse all others.
 
     Args:
-        optimizer: an optax transformation.
+        optimizer: an optax transformation, or `optax.MultiSteps`.
         grads: gradients of params.
         opt_state: its state.
         params: parameters.

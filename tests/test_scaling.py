@@ -152,7 +152,7 @@ def of_haiku():
 @pytest.mark.parametrize(
     ("make", "wrap"),
     [(make, lambda loss: loss) for make in (of_nnx, of_equinox, partial(of_equinox, "ema"), of_haiku)]
-    + [(make, partial(training.in_parts, 4)) for make in (of_equinox, of_haiku)],
+    + [(of_equinox, partial(training.in_parts, 4))],
 )
 def test_models_of_other_libraries(batch, make, wrap):
     """In parts, too, where a part normalizes by its own rows: equinox was an AssertionError there."""
