@@ -138,15 +138,8 @@ def test_diffs_are_short():
 
 # others of the fast suite take the same paths: table1 and demo train, demo attacks, figure3 draws, figure_s5 compares
 SLOW = ("beyond_attacks", "figure1", "figure2", "figure_s3", "figure_s4", "figure_s6", "table3", "worst_case")
-SLOW += (
-    "beyond_probes",
-    "cost",
-    "data_order",
-    "dropout_in_penalty",
-    "figure_s5",
-    "sceptic",
-    "verify",
-)  # S5 is as figure3
+SLOW += ("beyond_probes", "cost", "data_order", "dropout_in_penalty", "figure_s5", "relu_study", "sceptic", "table1")
+SLOW += ("verify",)
 ELSEWHERE = ("runbook", "figure_s7", "small_figure_s7")  # tests/test_experiments_paper.py
 EXPERIMENTS = [
     pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in command_line.names() if n not in ELSEWHERE
