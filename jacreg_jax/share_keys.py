@@ -37,7 +37,7 @@ def rows_of_whole(key: Array, axis_name: str, rows: int) -> Array:
     is_counting = bool(jax.config.jax_threefry_partitionable)  # type: ignore[attr-defined]
     spec = _implementation(jax.random.key_impl(key), rows, rows * devices, is_counting)
     data = varying(jax.random.key_data(key), first)
-    return jax.random.wrap_key_data(_kinds[spec].join(data, data, first.astype(jnp.uint32)), impl=spec)
+    return jax.random.wrap_key_data(_kinds[spec].join(data, data, first, _WHOLE), impl=spec)
 
 
 def of_whole_batch(key: Array, rows: int) -> tuple[Array, Any]:
@@ -57,26 +57,21 @@ def of_whole_batch(key: Array, rows: int) -> tuple[Array, Any]:
     words = _kinds.get(jax.random.key_impl(key))
     if words is None:
         return key, 0
-    alone = lambda data: jnp.append(words.batch(data), words.first(data))
-    of_row = lambda data: jnp.append(words.row(data), jnp.zeros_like(words.first(data)))
-    of_each = functools.reduce(lambda f, _: jax.vmap(f), key.shape, words.chosen(alone, of_row))
-    data = of_each(jax.random.key_data(key))
+    of_use = words.by_use(lambda data: jnp.append(words.batch(data), words.first(data)))
+    data = functools.reduce(lambda f, _: jax.vmap(f), key.shape, of_use)(jax.random.key_data(key))
     is_share = words.rows == rows and not key.shape
     return words.key(data[..., :-1]), data[-1].astype(jnp.int32) if is_share else 0
 
 
-class _Words:
-    """Where in the data of such a key which word stands: two keys of another kind, the first row, and which of them.
+class _Words(NamedTuple):
+    """Where in the data of such a key which word stands: two keys of another kind, the first row, the state."""
 
-    inner: that other kind; rows: of this device.
-    """
-
-    def __init__(self, inner: Any, rows: int):
-        self.inner, self.rows = inner, rows
-        self.size = int(jax.random.key_data(jax.random.key(0, impl=inner)).shape[0])
+    inner: Any  # that other kind
+    size: int  # words of one of its keys
+    rows: int  # of this device
 
     def batch(self, data: Array) -> Array:
-        """The key that draws for the whole batch."""
+        """The key that draws for the whole batch; that of one row, where the use has said so."""
         return data[: self.size]
 
     def row(self, data: Array) -> Array:
@@ -86,37 +81,45 @@ class _Words:
     def first(self, data: Array) -> Array:
         return data[-2]
 
-    def is_split(self, data: Array) -> Array:
-        return data[-1] > 0
+    def state(self, data: Array) -> Array:
+        """_WHOLE, _SPLIT or _OF_ROW."""
+        return data[-1]
+
+    def state_after(self, data: Array) -> Array:
+        """That of what is made of the key: used for the batch, it is a stream of the batch."""
+        return jnp.where(self.state(data) == _OF_ROW, _OF_ROW, _WHOLE)
 
     def key(self, data: Array) -> Array:
         return jax.random.wrap_key_data(data, impl=self.inner)
 
-    def join(self, batch: Array, row: Array, first: Array, is_split: Any = False) -> Array:
+    def join(self, batch: Array, row: Array, first: Any, state: Any) -> Array:
         """[..., 2 size + 2] the data of such keys."""
         one = lambda word: jnp.broadcast_to(jnp.asarray(word, jnp.uint32), (*batch.shape[:-1], 1))
-        return jnp.concatenate([batch, row, one(first), one(is_split)], axis=-1)
+        return jnp.concatenate([batch, row, one(first), one(state)], axis=-1)
 
-    def chosen_row(self, key: Array) -> Array:
-        """The data of a key that was one of a row's in its use: no batch is left in it, as it starts at row 0."""
-        return self.join(key, key, jnp.uint32(0), True)
+    def by_use(self, function: Callable[..., Array], depth: int = 0) -> Callable[..., Array]:
+        """The function of a key's data, and of other arrays; mapped over the rows, it gets the row's own key.
 
-    def chosen(self, alone: Callable[..., Array], of_row: Callable[..., Array], depth: int = 0) -> Callable[..., Array]:
-        """`alone`, and of_row where the keys are mapped over as many as there are rows.
-
-        Both take the data of a key, and other arrays. depth: of the maps that are none over the rows and lie inside.
+        depth: of the maps that are none over the rows and lie inside.
         """
         over = lambda f: functools.reduce(lambda g, _: jax.vmap(g), range(depth), f)
-        found = jax.custom_batching.custom_vmap(over(alone))
+        found = jax.custom_batching.custom_vmap(over(function))
 
-        def mapped(size: int, is_batched: list[bool], data: Array, *more: Array) -> tuple[Array, bool]:
+        def of_row(data: Array, *more: Array) -> Array:
+            own = self.join(self.row(data), self.row(data), 0, _OF_ROW)
+            return function(jnp.where(self.state(data) == _SPLIT, own, data), *more)
+
+        def mapped(size: int, is_batched: list[bool], *arrays: Array) -> tuple[Array, bool]:
             spread = lambda a, has: a if has else jnp.broadcast_to(a, (size, *a.shape))
-            arrays = [spread(a, has) for a, has in zip((data, *more), is_batched, strict=True)]
             is_rows = size == self.rows and is_batched[0]
-            return (jax.vmap(over(of_row)) if is_rows else self.chosen(alone, of_row, depth + 1))(*arrays), True
+            each = jax.vmap(over(of_row)) if is_rows else self.by_use(function, depth + 1)
+            return each(*map(spread, arrays, is_batched)), True
 
         found.def_vmap(mapped)
         return found
+
+
+_WHOLE, _SPLIT, _OF_ROW = range(3)  # what a key draws for: the batch, the batch or a row as its use says, or a row
 
 
 @functools.lru_cache
@@ -126,7 +129,7 @@ def _implementation(inner: Any, rows: int, whole: int, is_counting: bool) -> Any
     Any shape but [rows, ...] is drawn as ever, the same on all devices. is_counting: threefry's bits are functions of
     their place, JAX's default.
     """
-    words = _Words(inner, rows)
+    words = _Words(inner, int(jax.random.key_data(jax.random.key(0, impl=inner)).shape[0]), rows)
     draws = _Draws(words, whole, is_counting and str(inner) == "threefry2x32")
     spec = jax.extend.random.define_prng_impl(
         key_shape=(2 * words.size + 2,),
@@ -153,56 +156,40 @@ class _Draws(NamedTuple):
 
     def random_bits(self, data: Array, bit_width: int, shape: tuple[int, ...]) -> Array:
         words, rows = self.words, self.words.rows
-        is_of_rows = bool(shape) and shape[0] == rows
 
-        def bits(key: Array, shape: tuple[int, ...]) -> Array:
-            return jax.random.bits(words.key(key), shape, UINT[bit_width])
-
-        def alone(data: Array) -> Array:
-            if not is_of_rows:
-                return bits(words.batch(data), shape)
+        def bits(data: Array) -> Array:
+            draw = lambda shape: jax.random.bits(words.key(words.batch(data)), shape, UINT[bit_width])
+            if not shape or shape[0] != rows:
+                return draw(shape)
             if self.is_counting and self.whole * math.prod(shape[1:]) < 2**32:
                 return _counted_bits(words.batch(data), words.first(data), bit_width, shape)
-            return jax.lax.dynamic_slice_in_dim(
-                bits(words.batch(data), (self.whole, *shape[1:])), words.first(data), rows
-            )
+            of_rows = jax.lax.dynamic_slice_in_dim(draw((self.whole, *shape[1:])), words.first(data), rows)
+            return jnp.where(words.state(data) == _OF_ROW, draw(shape), of_rows)
 
-        def of_row(data: Array) -> Array:
-            drawn = bits(words.row(data), shape)  # without the rows in it, that of a key which was not split too
-            return jnp.where(words.is_split(data), drawn, alone(data)) if is_of_rows else drawn
-
-        return words.chosen(alone, of_row)(data)
+        return words.by_use(bits)(data)
 
     def split(self, data: Array, shape: tuple[int, ...]) -> Array:
         words = self.words
-        into = lambda key, shape: jax.random.key_data(jax.random.split(words.key(key), shape))
 
-        def alone(data: Array) -> Array:
-            keys, first = into(words.batch(data), shape), words.first(data)
+        def keys(data: Array) -> Array:
+            into = lambda shape: jax.random.key_data(jax.random.split(words.key(words.batch(data)), shape))
+            streams, first = into(shape), words.first(data)
+            of_use = words.join(streams, streams, first, words.state_after(data))
             if shape[0] != words.rows:
-                return words.join(keys, keys, first)
-            of_all = into(words.batch(data), (self.whole, *shape[1:]))
-            return words.join(keys, jax.lax.dynamic_slice_in_dim(of_all, first, words.rows), first, True)
+                return of_use
+            rows = jax.lax.dynamic_slice_in_dim(into((self.whole, *shape[1:])), first, words.rows)
+            return jnp.where(words.state(data) == _OF_ROW, of_use, words.join(streams, rows, first, _SPLIT))
 
-        def of_row(data: Array) -> Array:
-            own = into(words.row(data), shape)
-            return jnp.where(words.is_split(data), words.chosen_row(own), alone(data))
-
-        return words.chosen(alone, of_row)(data)
+        return words.by_use(keys)(data)
 
     def fold_in(self, data: Array, folded: Array) -> Array:
         words = self.words
-        into = lambda key, folded: jax.random.key_data(jax.random.fold_in(words.key(key), folded))
 
-        def alone(data: Array, folded: Array) -> Array:
-            key = into(words.batch(data), folded)
-            return words.join(key, key, words.first(data))
+        def key(data: Array, folded: Array) -> Array:
+            found = jax.random.key_data(jax.random.fold_in(words.key(words.batch(data)), folded))
+            return words.join(found, found, words.first(data), words.state_after(data))
 
-        def of_row(data: Array, folded: Array) -> Array:
-            own = into(words.row(data), folded)
-            return jnp.where(words.is_split(data), words.chosen_row(own), alone(data, folded))
-
-        return words.chosen(alone, of_row)(data, folded)
+        return words.by_use(key)(data, folded)
 
 
 def _counted_bits(key: Array, first: Array, bit_width: int, shape: tuple[int, ...]) -> Array:

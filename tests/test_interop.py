@@ -155,6 +155,12 @@ def test_dropout_draws_from_the_key(make, x):
     assert not np.allclose(first, other)
 
 
+def assert_apart(masks):
+    """Any two of masks [B, n, ...] are alike in half of their places."""
+    for a, b in itertools.combinations(range(masks.shape[1]), 2):
+        np.testing.assert_allclose(jnp.mean(masks[:, a] == masks[:, b]), 0.5, atol=0.05)
+
+
 class Streams(nnx.Module):
     """Two masks and a draw of one's own, of streams of these names."""
 
@@ -181,9 +187,7 @@ def test_streams_of_nnx_are_drawn_apart(streams, key):
     made = streams()
     functional = interop.from_nnx(Streams(*made))
     drawn, _ = functional.train(functional.params, functional.model_state, jnp.ones((40, 50)), key)
-    others = drawn if "noise" in made[-1] else drawn[:, :-1]
-    for a, b in itertools.combinations(range(others.shape[1]), 2):
-        np.testing.assert_allclose(jnp.mean(others[:, a] == others[:, b]), 0.5, atol=0.05)
+    assert_apart(drawn if "noise" in made[-1] else drawn[:, :-1])
     again, _ = functional.train(functional.params, functional.model_state, jnp.ones((40, 50)), jax.random.key(99))
     np.testing.assert_allclose(jnp.mean(drawn[:, 0] == again[:, 0]), 0.5, atol=0.05)
 
@@ -203,8 +207,7 @@ def test_a_stack_of_nnx_layers_drops_in_each(key):
     functional = interop.from_nnx(Stack(nnx.Rngs(0)))
     masks, _ = functional.train(functional.params, functional.model_state, jnp.ones((40, 50)), key)
     assert masks.shape == (40, 3, 50)
-    for a, b in itertools.combinations(range(3), 2):
-        np.testing.assert_allclose(jnp.mean((masks[:, a] > 0) == (masks[:, b] > 0)), 0.5, atol=0.05)
+    assert_apart(masks > 0)
 
 
 def test_any_stream_of_a_linen_module(key):
@@ -220,8 +223,7 @@ def test_any_stream_of_a_linen_module(key):
 
     functional = interop.from_linen(Noisy(), {"params": {}})
     drawn, again = (functional.train({}, {}, jnp.ones((40, 50)), k)[0] for k in (key, jax.random.key(99)))
-    for a, b in itertools.combinations(range(3), 2):
-        np.testing.assert_allclose(jnp.mean(drawn[:, a] == drawn[:, b]), 0.5, atol=0.05)
+    assert_apart(drawn)
     np.testing.assert_allclose((drawn == again).mean((0, 2)), 0.5, atol=0.05)
 
 

@@ -152,7 +152,8 @@ def of_haiku():
 @pytest.mark.parametrize(
     ("make", "wrap"),
     [(make, lambda loss: loss) for make in (of_nnx, of_equinox, partial(of_equinox, "ema"), of_haiku)]
-    + [(of_equinox, partial(training.in_parts, 4))],
+    + [(of_equinox, partial(training.in_parts, 4))]
+    + [pytest.param(of_haiku, partial(training.in_parts, 4), marks=pytest.mark.slow)],
 )
 def test_models_of_other_libraries(batch, make, wrap):
     """In parts, too, where a part normalizes by its own rows: equinox was an AssertionError there."""

@@ -63,7 +63,10 @@ def test_several_products_of_a_network_that_averages_over_the_mesh(batch, backen
 
 
 @pytest.mark.parametrize("module", [Normed(), Dropped()], ids=["statistics", "masks"])
-@pytest.mark.parametrize(("part_size", "backend"), [(2, "jit"), (4, "pmap")])
+@pytest.mark.parametrize(
+    ("part_size", "backend"),
+    [(2, "jit"), (4, "pmap"), *(pytest.param(4, b, marks=pytest.mark.slow) for b in ("jit", "shard_map"))],
+)
 def test_parts_as_long_as_the_share_of_a_device_are_batches_too(batch, module, backend, part_size):
     in_parts = lambda loss: training.in_parts(part_size, loss)
     one = stepped(module, in_parts, penalties.projected(), batch)
@@ -262,6 +265,7 @@ STREAMS = {  # four rows lie on each device: a split into four is of streams, or
     "noise of another number": lambda key, x: keys.normal_like(key, jnp.ones((3, 5))).sum(0, keepdims=True) + x,
     "noise of two streams": lambda key, x: sum(keys.normal_like(k, x) for k in jax.random.split(key, 4)),
 }
+BY_ROW = ("sample_keys", "noise after a fold", "noise of one row")  # in a train step, too
 VMAP_OF_RBG = ("rows", "a stream split", "members")  # draws from the first key alone
 
 
@@ -285,7 +289,11 @@ def test_streams_and_rows_of_a_share_are_those_of_the_whole_batch(impl):
 
 
 @pytest.mark.parametrize("backend", ["jit", "pmap"])
-@pytest.mark.parametrize("noise", NOISES.values(), ids=NOISES)
+@pytest.mark.parametrize(
+    "noise",
+    [*NOISES.values(), *(pytest.param(STREAMS[name], marks=pytest.mark.slow) for name in BY_ROW)],
+    ids=[*NOISES, *BY_ROW],
+)
 def test_noise_that_a_model_draws_by_row_is_that_of_the_whole_batch(batch, noise, backend):
     apply = lambda params, state, x, key: (jnp.tanh((x + noise(key, x)) @ params), state)
     loss, optimizer, found = training.classification_loss(apply, lambda_jr=0.1), optax.sgd(0.1), []
@@ -296,7 +304,10 @@ def test_noise_that_a_model_draws_by_row_is_that_of_the_whole_batch(batch, noise
     assert_alike(*found)
 
 
-@pytest.mark.parametrize(("backend", "fraction"), [("jit", 0.25), ("pmap", 0.5)])
+@pytest.mark.parametrize(
+    ("backend", "fraction"),
+    [("jit", 0.25), ("pmap", 0.5), *(pytest.param(*p, marks=pytest.mark.slow) for p in (("jit", 0.5), ("pmap", 0.25)))],
+)
 @pytest.mark.parametrize("module", [Dropped(), Both()], ids=["masks", "masks and statistics"])
 def test_masks_of_a_part_and_of_the_rest_are_those_of_one_device(batch, module, backend, fraction):
     """On a mesh they were the same on all devices, so that the noise of dropout did not average over them."""
