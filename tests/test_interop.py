@@ -218,8 +218,8 @@ def test_any_stream_of_a_linen_module(key):
         def __call__(self, x, *, train):
             mask = linen.Dropout(0.5, deterministic=not train)(x) > 0
             other = linen.Dropout(0.5, deterministic=not train, rng_collection="other")(x) > 0
-            noise = jax.random.bernoulli(self.make_rng("noise"), shape=x.shape) if train else x > 0
-            return jnp.stack([mask, other, noise], axis=1)
+            own = [jax.random.bernoulli(self.make_rng(name), shape=x.shape) for name in ("dropout", "noise")]
+            return jnp.stack([mask, other, *own], axis=1)
 
     functional = interop.from_linen(Noisy(), {"params": {}})
     drawn, again = (functional.train({}, {}, jnp.ones((40, 50)), k)[0] for k in (key, jax.random.key(99)))

@@ -248,6 +248,7 @@ STREAMS = {  # four rows lie on each device: a split into four is of streams, or
     "rows and streams": by_row(lambda k: uniform(jax.random.split(k)[1])),
     "rows and four streams": by_row(lambda k: uniform(jax.random.split(k, 4)[1])),
     "rows and members": by_row(lambda k: jax.vmap(uniform)(jax.random.split(k, 3)).sum(0)),
+    "rows and numbers": by_row(lambda k: jax.vmap(lambda i: uniform(jax.random.fold_in(k, i)))(jnp.arange(3)).sum(0)),
     "rows and as many draws": by_row(lambda k: jax.random.uniform(k, (4, 5)).sum(0)),
     "rows and their normal_like": by_row(lambda k: keys.normal_like(k, jnp.ones((1, 5)))[0]),
     "rows and gamma": by_row(lambda k: jax.random.gamma(k, 2.0, (5,))),
