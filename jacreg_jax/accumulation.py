@@ -139,7 +139,7 @@ class InParts:
         count = -(-rows // self.part_size)
         if count <= 1:
             with shares.on_share(None) if shares.whole_batch(rows) > self.part_size else contextlib.nullcontext():
-                return transform(self.loss)(params, state, batch, keys)
+                return transform(checks.of_form(self.loss))(params, state, batch, keys)
         size, longer = divmod(rows, count)  # the first `longer` parts hold one sample more
 
         def over(start: int, parts: int, size: int) -> Any:
@@ -148,7 +148,7 @@ class InParts:
 
             def one(part: Any) -> Any:
                 with shares.on_share(None):  # a part is a batch of its own, on any number of devices
-                    return transform(self.loss)(params, state, *part)
+                    return transform(checks.of_form(self.loss))(params, state, *part)
 
             return _joined(transform, jax.lax.map(one, jax.tree.map(cut, (batch, keys))), parts)
 

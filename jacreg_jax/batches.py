@@ -12,6 +12,18 @@ from jacreg_jax.types import Function, PyTree
 Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
 
 
+def shown(batches: Iterable[Any], progress: Progress | None) -> Iterable[Any]:
+    """The batches, behind the bar that progress puts around them.
+
+    Raises:
+        TypeError: progress cannot be called.
+    """
+    if not progress:
+        return batches
+    checks.function("progress", progress, ("batches",), ", such as tqdm.tqdm")
+    return progress(batches)
+
+
 @checks.pure
 def map_batches(
     fn: Function,
@@ -77,7 +89,7 @@ def map_batches(
         program = programs.fresh(f)
         programs.test_values(call, program, *first, whole=every, **more)
     starts, parts = range(0, n, batch_size), []
-    for start in progress(starts) if progress else starts:
+    for start in shown(starts, progress):
         rows, more = batch(start)
         parts.append(jax.device_get(call(program, *rows, **more)[0]))
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)

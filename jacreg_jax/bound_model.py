@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+from jacreg_jax import checks
 from jacreg_jax.rows import batch_size
 from jacreg_jax.shares import key_for_rows
 from jacreg_jax.types import Apply, PyTree
@@ -26,8 +27,11 @@ class BoundModel:
 
     def __call__(self, x: PyTree) -> tuple[Any, Any]:
         """(output, new model_state)."""
-        output, model_state = self.apply(self.params, self.model_state, x, self.key)
-        return output, model_state
+        return checks.pair(
+            self.apply(self.params, self.model_state, x, self.key),
+            "apply",
+            "(output, model_state), the second {} where the model has none",
+        )
 
     def differentiated(self) -> "BoundModel":
         """The form that a penalty differentiates with respect to x; another one for `models.held_statistics_mode`."""

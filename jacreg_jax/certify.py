@@ -8,7 +8,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jacreg_jax import checks, programs
-from jacreg_jax.batches import Progress
+from jacreg_jax.batches import Progress, shown
 from jacreg_jax.intervals import Interval as Interval, coarsest_precision, interval_bounds as interval_bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.manual_axes import varying
@@ -153,7 +153,7 @@ def certify_smoothed(
     batch_size = min(checks.count("batch_size", batch_size), len(x))
     keys = jax.vmap(jax.random.split)(sample_keys(key, len(x)))
     starts, drawn = range(0, len(x), batch_size), []
-    for start in progress(starts) if progress else starts:
+    for start in shown(starts, progress):
         rows = np.minimum(np.arange(start, start + batch_size), len(x) - 1)
         part = lambda i, n: noisy_counts(f, x[rows], keys[rows, i], sigma=sigma, num_samples=n, chunk_size=min(n, 100))
         drawn.append([np.asarray(part(i, n)) for i, n in enumerate(sizes)])

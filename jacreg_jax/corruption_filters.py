@@ -92,6 +92,12 @@ def magnified(image: Array, zoom: Array) -> Array:
     return jax.image.scale_and_translate(image, image.shape, (0, 1), scale, shift, method="linear", antialias=False)
 
 
+def and_zoomed(images: tuple[Array, Array], zoom_weight: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
+    """One more zoom in the sum; a function with a name compiles once."""
+    (image, total), (zoom, weight) = images, zoom_weight
+    return (image, total + weight * magnified(image, zoom)), None
+
+
 def resized(image: Array, height: int, width: int, method: str) -> Array:
     """[height, width, C]."""
     return jax.image.resize(image, (height, width, image.shape[-1]), method)

@@ -4,7 +4,8 @@
     corruptions.corrupted("fog", image, key, severity=3)                                        # [B, H, W, C]
 
 Names, families and constants are those of CIFAR-10-C (Hendrycks, Dietterich 2019), in shares of the image's side where
-they are lengths. The images are not that data set's: the draws are others, and blurs end at the border by repeating it.
+they are lengths, of the shorter side where it is not square. The images are not that data set's: the draws are others,
+and blurs end at the border by repeating it.
 """
 
 import math
@@ -18,10 +19,10 @@ import numpy as np
 from jacreg_jax import checks
 from jacreg_jax.concrete import look
 from jacreg_jax.corruption_filters import (
+    and_zoomed,
     blurred,
     disk,
     jpeg,
-    magnified,
     moved,
     plasma,
     quantization,
@@ -93,7 +94,7 @@ def defocus_blur(image: Array, key: Array, severity: Any) -> Array:
         (8, 8, 1)
     """
     del key
-    scale = image.shape[0] / 32
+    scale = min(image.shape[:2]) / 32
     reach = max(1, math.ceil(scale * max(radius for radius, _ in DEFOCUS)))
     return blurred(image, _of([disk(scale * radius, scale * soft, reach) for radius, soft in DEFOCUS], severity))
 
@@ -105,7 +106,7 @@ def motion_blur(image: Array, key: Array, severity: Any) -> Array:
         >>> motion_blur(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
         (8, 8, 1)
     """
-    scale = image.shape[0] / 32
+    scale = min(image.shape[:2]) / 32
     reach, deviation = scale * _of(MOTION, severity)
     angle = jax.random.uniform(key, minval=-jnp.pi / 4, maxval=jnp.pi / 4)
     return blurred(image, streak(reach, deviation, angle, math.ceil(scale * max(r for r, _ in MOTION))))
@@ -121,8 +122,8 @@ def zoom_blur(image: Array, key: Array, severity: Any) -> Array:
     del key
     zooms = np.arange(1, max(ZOOM), 0.01)
     weights = jnp.where(zooms < _of(ZOOM, severity) - 1e-6, 1.0, 0.0)
-    zoomed = jax.lax.map(lambda zoom: magnified(image, zoom), jnp.asarray(zooms, image.dtype))
-    return (image + jnp.tensordot(weights, zoomed, 1)) / (weights.sum() + 1)
+    (_, total), _ = jax.lax.scan(and_zoomed, (image, image), (jnp.asarray(zooms, image.dtype), weights))
+    return total / (weights.sum() + 1)
 
 
 def fog(image: Array, key: Array, severity: Any) -> Array:
@@ -169,7 +170,7 @@ def elastic_transform(image: Array, key: Array, severity: Any) -> Array:
         >>> elastic_transform(jnp.full((8, 8, 1), 0.5), jax.random.key(0), 3).shape
         (8, 8, 1)
     """
-    side = image.shape[0]
+    side = min(image.shape[:2])
     field = smooth(jax.random.uniform(key, (2, *image.shape[:2]), minval=-1.0, maxval=1.0), ELASTIC_WIDTH * side)
     return moved(image, side * _of(ELASTIC, severity) * field / jnp.maximum(jnp.abs(field).max(), 1e-6))
 

@@ -21,20 +21,22 @@ class Guarded:
 
     def __init__(self, compiled: Callable[..., Any], data_of: Callable[..., Any], traced: list[Deferred]):
         self.compiled, self.data_of, self.traced = compiled, data_of, traced
-        self._tests: dict[Any, list[Deferred]] = {}  # by the kind of data that was traced
+        self._tests: dict[Any, list[Deferred]] = {}  # by the kind of state and data that was traced
+        self._kind: Any = None  # of the last call
         self._seen: dict[str, Any] = {}  # arrays that passed, held so that their identity stays theirs
 
     def __call__(self, *arguments: Any) -> Any:
         """Test, and call; what the first call of a kind traced is tested behind it."""
         data = by_name(self.data_of(*arguments))
-        kind = tuple((name, np.shape(v), _dtype(v)) for name, v in data.items() if hasattr(v, "dtype"))
+        kind = _model(arguments[0]), *((k, np.shape(v), _dtype(v)) for k, v in data.items() if hasattr(v, "dtype"))
+        if kind != self._kind:
+            self._kind, self._seen = kind, {}
         if kind in self._tests:
             self._look(data, self._tests[kind])
             return self.compiled(*arguments)
         self.traced.clear()
         result = self.compiled(*arguments)
         self._tests[kind] = list(self.traced)
-        self._seen.clear()
         self._look(data, self._tests[kind])
         return result
 
@@ -161,6 +163,12 @@ def _names(tree: Any) -> str:
 def _dtype(value: Any) -> Any:
     """As a compiled function takes it: without x64, float64 comes as float32."""
     return jax.dtypes.canonicalize_dtype(value.dtype) if isinstance(value, np.ndarray) else value.dtype
+
+
+def _model(state: Any) -> Any:
+    """Structure and shapes of what decides, beside the data, which tests a step traces."""
+    leaves, structure = jax.tree.flatten((getattr(state, "params", None), getattr(state, "model_state", None)))
+    return structure, *(np.shape(leaf) for leaf in leaves)
 
 
 def _is_at_hand(value: Any) -> bool:

@@ -173,9 +173,9 @@ def checks(
     else:
         values.positive("epsilon", epsilon)
     values.fraction("tolerance", tolerance, zero=True, one=True)
-    steps = [values.count("num_steps", n) for n in num_steps]
+    steps = [values.count("num_steps", n) for n in values.items("num_steps", num_steps, "counts, such as (10, 40)")]
     if not steps or any(b <= a for a, b in itertools.pairwise(steps)):
-        raise ValueError(f"num_steps must be rising counts, at least one; got {tuple(num_steps)}")
+        raise ValueError(f"num_steps must be rising counts, at least one; got {tuple(steps)}")
     epsilon = np.asarray(epsilon, np.float32) if np.ndim(epsilon) else float(np.asarray(epsilon))
     aim: dict[str, Any] = {} if target is None else {"target": target}
     options = norm, values.count("num_queries", num_queries), criterion, Named(bounds)

@@ -29,20 +29,34 @@ def merged(
     Returns:
         Scalars by the same names.
 
+    Raises:
+        TypeError: a metric of integers or flags: a mean over the shares would not be that of the whole, in its dtype.
+
     Example:
         >>> halves = {"p": jnp.asarray([1.0, 3.0]), "p_error": jnp.zeros(2), "p_count": jnp.ones(2)}
         >>> whole = merged(halves, jnp.mean, 2)
         >>> float(whole["p"]), float(whole["p_error"])
         (2.0, 1.0)
     """
+    triples = [name for name in metrics if {f"{name}_error", f"{name}_count"} <= metrics.keys()]
+    _check_floating(metrics, {f"{name}_count" for name in triples})
     weigh = lambda value: value if weight is None else value * weight.astype(value.dtype)
     whole = {name: mean(weigh(value)).astype(value.dtype) for name, value in metrics.items()}
     if "penalty_error" in metrics:
         whole["penalty_error"] = jnp.sqrt(mean(weigh(metrics["penalty_error"]) ** 2) / shares)
-    for of in [name for name in metrics if {f"{name}_error", f"{name}_count"} <= metrics.keys()]:
+    for of in triples:
         error, m = metrics[f"{of}_error"], metrics[f"{of}_count"]
         total = (shares * mean(m)).astype(m.dtype)
         squares = shares * mean(m * (m - 1) * error**2 + m * (metrics[of] - whole[of]) ** 2)
         whole[f"{of}_error"] = jnp.sqrt(squares / jnp.maximum(total - 1, 1) / total)
         whole[f"{of}_count"] = total
     return whole
+
+
+def _check_floating(metrics: dict[str, jax.Array], counts: set[str]) -> None:
+    for name, value in metrics.items():
+        if name not in counts and not jnp.issubdtype(value.dtype, jnp.inexact):
+            raise TypeError(
+                f"metrics[{name!r}] must be a mean over the samples, in floating point, where a batch is done in shares"
+                f" (devices, parts), got {value.dtype}: take the mean of the samples' values, no sum, count or flag"
+            )

@@ -1,7 +1,7 @@
 """SGD and the learning rate of the paper, as optax transformations."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import optax
@@ -10,7 +10,7 @@ from jacreg_jax import checks
 from jacreg_jax.types import PyTree
 
 
-def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> optax.Schedule:
+def quench(initial: float, boundaries: Iterable[int], factor: float = 0.1) -> optax.Schedule:
     """Learning rate `initial`, multiplied by `factor` at each of the given steps (paper: tenfold at 50k and 100k).
 
     Args:
@@ -22,7 +22,7 @@ def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> op
         Schedule of the step.
 
     Raises:
-        TypeError: not real numbers.
+        TypeError: not real numbers; boundaries is no sequence, or a dict: the factor is one for all.
         ValueError: initial or factor not above 0; a boundary that is no step.
 
     Example:
@@ -31,9 +31,8 @@ def quench(initial: float, boundaries: Sequence[int], factor: float = 0.1) -> op
     """
     checks.positive("initial", initial)
     checks.positive("factor", factor)
-    for step in boundaries:
-        checks.count("boundaries", step, least=0)
-    return optax.piecewise_constant_schedule(initial, dict.fromkeys(boundaries, factor))
+    steps = [checks.count("boundaries", step, least=0) for step in checks.items("boundaries", boundaries, "steps")]
+    return optax.piecewise_constant_schedule(initial, dict.fromkeys(steps, factor))
 
 
 def sgd(

@@ -30,6 +30,10 @@ _LAGGING = (
     "then grow without end and accuracy on held-out data can fall to chance. Penalise batch_statistics_mode(module), "
     "or the batch_statistics of interop's adapters"
 )
+_OTHER_PRECISION = (
+    "the model of the loss computes in {}, and that of the penalty, of_model(...), in {}. They share their work only "
+    "if both are wrapped: of_model(computed_in(jnp.bfloat16, held_statistics_mode(module)))"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -217,6 +221,9 @@ def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
             raise TypeError(f"f must be the BoundModel of a train step for of_model(...), got {type(f).__name__}")
         if getattr(apply, "reads_running_statistics", False) and jax.tree.leaves(f.model_state):
             checks.warn(_LAGGING)
+        of_loss, own = (getattr(model, "computed_in", None) for model in (f.apply, apply))
+        if of_loss != own:
+            checks.warn(_OTHER_PRECISION.format(of_loss or "its own precision", own or "its own"))
         output, mean, norms = inner(dataclasses.replace(f, apply=apply), x, y, keys)
         return output if getattr(apply, "is_train_mode", False) else f(x), mean, norms
 

@@ -175,7 +175,8 @@ def value_and(reduce: Reduce, f: Function, x: PyTree, key: Any, *, has_aux: bool
     if batch_size(x) == 0:
         raise ValueError("x must hold at least one sample: an empty batch has no mean")
     if has_aux:
-        z, vjp, aux = jax.vjp(f, x, has_aux=True)
+        both = lambda x: checks.pair(f(x), "f", "(z, aux), as has_aux=True says")
+        z, vjp, aux = jax.vjp(both, x, has_aux=True)
     else:
         z, vjp = jax.vjp(f, x)
     if not depends_on_argument(vjp, z):

@@ -40,6 +40,7 @@ def computed_in(dtype: Any, apply: Apply) -> Apply:
         is_same = str(jax.tree.structure(new)) == str(jax.tree.structure(model_state))
         return _cast(output, jnp.float32), jax.tree.map(back, new, model_state) if is_same else new
 
+    computed.computed_in = jnp.dtype(dtype)  # type: ignore[attr-defined]  # `penalties.of_model` looks at it
     for mark in ("reads_running_statistics", "is_train_mode"):
         if hasattr(apply, mark):
             setattr(computed, mark, getattr(apply, mark))

@@ -5,7 +5,7 @@ over the batch to the loss; `penalties.of(function, ...)` does. Unless said othe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import jax
@@ -254,7 +254,7 @@ def centred(f: Function) -> Function:
 
 
 def layerwise_frobenius_sq(
-    layers: Sequence[Function], x: PyTree, key: jax.Array, *, num_projections: int = 1
+    layers: Iterable[Function], x: PyTree, key: jax.Array, *, num_projections: int = 1
 ) -> Float[Array, " B"]:
     """Sum over the layers of ||J^(l)||_F^2, each with respect to its own input; cost 1 + n.
 
@@ -268,7 +268,7 @@ def layerwise_frobenius_sq(
         [B].
 
     Raises:
-        TypeError: x or a layer's output is not real floating point; key is not a typed key.
+        TypeError: layers is no sequence of functions; x or an output is not real floating point; key is no typed key.
         ValueError: no layers; num_projections below 1.
 
     Example:
@@ -278,7 +278,7 @@ def layerwise_frobenius_sq(
 
     Reference: Gu, Rigazio (2014), https://arxiv.org/abs/1412.5068.
     """
-    if not layers:
+    if not (layers := checks.items("layers", layers, "functions")):
         raise ValueError("layers must hold at least one function, got none")
     for i, layer in enumerate(layers):
         checks.function(f"layers[{i}]", layer)

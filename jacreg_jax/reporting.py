@@ -22,6 +22,7 @@ import numpy as np
 from jacreg_jax import attacks, certify, checks, corruptions, evaluation, masking, reporting_sections as parts
 from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.inputs import inputs
+from jacreg_jax.keys import check_key
 from jacreg_jax.reporting_result import Budget as Budget, Report as Report, quick as quick, standard as standard
 from jacreg_jax.types import Array, Function
 
@@ -63,7 +64,8 @@ def report(
         fooling sample included.
 
     Raises:
-        TypeError, ValueError: as `evaluation.run_attack`; epsilon names no norm, or is not above 0.
+        TypeError, ValueError: as `evaluation.run_attack`; epsilon names no norm, or is not above 0; sigmas are no
+            sequence of numbers of at least 0; x or y is no array, such as a pytree; key is no single typed key.
 
     Example:
         >>> f = lambda x: jnp.stack([4 * x.sum(1), 4 - 4 * x.sum(1)], axis=1)
@@ -72,8 +74,10 @@ def report(
         >>> found.sections["clean"]["accuracy"]
         1.0
     """
-    _check(f, epsilon, budget)
-    run = _Run(f, x, y, key, dict(epsilon), {"criterion": criterion, "bounds": bounds}, budget, batch_size)
+    sigmas = checks.items("sigmas", sigmas, "deviations")
+    _check(f, key, epsilon, sigmas, budget)
+    x, y, options = _samples("x", x), _samples("y", y), {"criterion": criterion, "bounds": bounds}
+    run = _Run(f, x, y, key, dict(epsilon), options, budget, batch_size)
     steps: dict[str, Any] = {"clean": run.clean, "||J||_F": run.jacobian, "noise": partial(run.noise, sigmas)}
     steps |= {"corruptions": run.corruptions, "fooling distance": run.distances, "worst case": run.robust}
     steps |= {"masking": run.masking, "certificates": run.certificates}
@@ -98,7 +102,7 @@ class _Run:
     """The samples of one report, and what is found of them on the way."""
 
     def __init__(self, f: Any, x: Any, y: Any, key: Array, epsilon: Any, options: Any, budget: Budget, size: int):
-        self.f, self.x, self.y, self.epsilon, self.budget = f, np.asarray(x), np.asarray(y), epsilon, budget
+        self.f, self.x, self.y, self.epsilon, self.budget = f, x, y, epsilon, budget
         self.keys = iter(jax.random.split(key, 64))
         self.options, self.size = options, size
         ranges = inputs(jnp.asarray(self.x[:1]), options["bounds"])
@@ -217,14 +221,27 @@ class _Run:
         return found
 
 
-def _check(f: Any, epsilon: Any, budget: Any) -> None:
+def _check(f: Any, key: Any, epsilon: Any, sigmas: tuple[Any, ...], budget: Any) -> None:
     checks.function("f", f)
+    check_key(key)
+    if key.ndim:
+        raise ValueError(f"key must be one typed key, got {len(key)} of them")
+    for sigma in sigmas:
+        checks.non_negative("sigmas", sigma)
     if not isinstance(epsilon, Mapping) or not epsilon or epsilon.keys() - {"linf", "l2", "l1"}:
         raise ValueError(f'epsilon must be radii by norm, such as {{"linf": 8 / 255, "l2": 0.5}}, got {epsilon!r}')
     for norm, radius in epsilon.items():
         checks.positive(f"epsilon[{norm!r}]", radius)
     if not isinstance(budget, Budget):
         raise TypeError(f"budget must be a Budget, such as reporting.quick, got {type(budget).__name__}")
+
+
+def _samples(name: str, value: Any) -> np.ndarray:
+    """An array [N, ...], also of a list."""
+    found = np.asarray(value)
+    if found.dtype == object or not found.ndim:
+        raise TypeError(f"{name} must be an array [N, ...], got {checks.what(value)}")
+    return found
 
 
 def _bar(parts: Any, wanted: bool) -> Any:

@@ -24,6 +24,7 @@ from jacreg_jax.objectives import (
 )
 from jacreg_jax.penalties import APPLY_ARGUMENTS, APPLY_HINT, BoundModel, Penalty, checked, projected
 from jacreg_jax.penalty import joint_loss, standard_error
+from jacreg_jax.rows import batch_size
 from jacreg_jax.schedules import TargetNorm
 from jacreg_jax.types import Apply, Array, PyTree
 
@@ -58,7 +59,10 @@ class JointLoss:
         x = self.preprocess(self._raw_input(model, batch, keys))
         y = batch.get("label")
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
-        losses, values = self.objective(z, batch)
+        losses, values = checks.pair(self.objective(z, batch), "objective", "(losses [B], metrics {name: [B]})")
+        if jnp.shape(losses)[:1] != (batch_size(x),):
+            wanted = f"losses [B, ...] of {batch_size(x)} samples, and no mean or sum of them"
+            raise ValueError(f"objective must give {wanted}, got shape {jnp.shape(losses)}")
         checks.free_names("objective", values, OWN)
         metrics = {name: jnp.mean(value) for name, value in values.items()} | _statistics(penalty, norms)
         supervised = jnp.mean(losses * _weight(batch, losses) if "weight" in batch else losses)

@@ -258,7 +258,7 @@ def _update(
     params = sharding.varying(state.params, axis_name)
     share = None if axis_name is None else shares.Share(axis_name, rows, sharding.row_keys(key, 1, None)[0])
     with deferred(by_name(batch)) as left, shares.on_share(share):
-        part = sharding.share_of_mean(loss, axis_name)  # its gradients are summed, not averaged
+        part = sharding.share_of_mean(checks.of_form(loss), axis_name)  # its gradients are summed, not averaged
         (value, (model_state, metrics)), grads = jax.value_and_grad(part, has_aux=True)(params, state, batch, keys)
     tests[:] = left
     checks.free_names("loss", metrics, ("loss", "grad_norm"))

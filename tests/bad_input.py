@@ -329,9 +329,9 @@ def steps_of(data, indices, state=STATE):
     return steps("make_train_steps")(state, data, indices)
 
 
-def report_of(epsilon, budget):
+def report_of(epsilon, budget, x=X, y=Y, key=KEY, sigmas=(0.1,)):
     """A report of a linear model."""
-    return evaluation.report(lambda x: x @ W, X, Y, KEY, epsilon=epsilon, budget=budget, progress=False)
+    return evaluation.report(lambda x: x @ W, x, y, key, epsilon=epsilon, sigmas=sigmas, budget=budget, progress=False)
 
 
 def divided(batch, backend="jit"):
@@ -464,7 +464,7 @@ SPECS: dict[str, Spec] = {
         {"layers": [f], "x": X, "key": KEY},
         **XK,
         num_projections="count",
-        layers="empty",
+        layers="functions",
     ),
     "equivalent_noise": spec(schedules.equivalent_noise, {"lambda_jr": 0.1}, lambda_jr="not below 0", std="above 0"),
     "suggest_lambda": spec(schedules.suggest_lambda, {"noise": 0.1}, noise="not below 0", std="above 0"),
@@ -490,7 +490,9 @@ SPECS: dict[str, Spec] = {
         backend="choice",
         mesh="no mesh at all",
     ),
-    "training.quench": spec(training.quench, {"initial": 0.1, "boundaries": [5]}, initial="above 0", factor="above 0"),
+    "training.quench": spec(
+        training.quench, {"initial": 0.1, "boundaries": [5]}, initial="above 0", factor="above 0", boundaries="steps"
+    ),
     "training.sgd": spec(
         training.sgd,
         {"learning_rate": 0.1},
@@ -525,7 +527,14 @@ SPECS: dict[str, Spec] = {
     ),
     "corruptions.corruption": spec(corruptions.corruption, {"name": "fog"}, name="choice"),
     "evaluation.report": spec(
-        report_of, {"epsilon": {"linf": 0.1}, "budget": reporting.quick}, epsilon="radii", budget="budget"
+        report_of,
+        {"epsilon": {"linf": 0.1}, "budget": reporting.quick},
+        epsilon="radii",
+        budget="budget",
+        x="samples",
+        y="samples",
+        key="one key for all",
+        sigmas="deviations",
     ),
     "keys.sample_keys": spec(keys.sample_keys, {"key": KEY, "batch": 5}, key="key", batch="count from 0"),
     "keys.normal_like": spec(keys.normal_like, {"key": KEY, "x": X}, key="key", x="entries"),
@@ -761,6 +770,7 @@ SPECS: dict[str, Spec] = {
         fn="function",
         x="entries of rows",
         batch_size="count",
+        progress="progress",
     ),
     "criteria.wrong_share": spec(attacks.criteria.wrong_share, {"share": 0.5}, share="part of 1"),
     "criteria.top_k": spec(attacks.criteria.top_k, {"k": 2}, k="count"),
@@ -900,6 +910,7 @@ SPECS: dict[str, Spec] = {
         key="key",
         epsilon="not below 0",
         batch_size="count",
+        progress="progress",
     ),
     "evaluation.worst_case": spec(
         evaluation.worst_case,
@@ -910,6 +921,7 @@ SPECS: dict[str, Spec] = {
         key="key",
         epsilon="not below 0",
         batch_size="count",
+        progress="progress",
     ),
     "evaluation.fooling_curve": spec(
         evaluation.fooling_curve, {"distances": [0.0, 1.0], "grid": [0.5]}, distances="distances", grid="grid"
@@ -944,6 +956,7 @@ SPECS: dict[str, Spec] = {
         key="key",
         epsilon="above 0",
         norm="choice",
+        num_steps="rising counts",
         num_queries="count",
         tolerance="not below 0",
         **GOAL,
@@ -968,6 +981,7 @@ SPECS: dict[str, Spec] = {
         num_samples="count",
         alpha="part of 1",
         batch_size="count",
+        progress="progress",
     ),
     "certify.interval_bounds": spec(
         certify.interval_bounds, {"f": f, "low": X, "high": X + 0.1}, low="corner", high="upper corner"
@@ -1078,7 +1092,13 @@ KINDS |= {
         "NaN": NAN * jnp.ones((5, 4)),
     },
     "target": {"of another shape": jnp.ones((6, 4)), "a vector": jnp.ones(6), "a scalar": jnp.ones(())},
-    "empty": {"none": []},
+    "functions": {"none": [], "one alone": f, "a number in it": [3], "a number": 3, "None": None, "an array": W},
+    "steps": {"a number": 3, "None": None, "a dict": {2: 0.5}, "a word": "12", "-1": [-1], "1.5": [1.5]},
+    "rising counts": {"a number": 2, "None": None, "none": (), "falling": (3, 1), "0": (0, 1), "a word": "12"},
+    "deviations": {"a number": 0.1, "None": None, "a word": "ab", "-1": (0.1, -1.0), "NaN": (NAN,)},
+    "one key for all": {"None": None, "0": 0, "two raw words": np.zeros(2, np.uint32), "5": jax.random.split(KEY, 5)},
+    "samples": {"None": None, "a dict": {"a": X}, "a number": 3.0, "a word": "image"},
+    "progress": {"True": True, "a word": "bar", "a number": 3, "without an argument": lambda: None},
     "optional function": {"3": 3, "a word": "tanh", "a list": []},
     "start": {"-1": -1, "1.5": 1.5, "True": True, "'2'": "2", "NaN": NAN},
     "momentum": {"-1": -1.0, "NaN": NAN, "2": 2.0, "'1'": "1"},

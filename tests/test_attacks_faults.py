@@ -440,3 +440,24 @@ def test_warnings_stay_away_from_four_classes(data):
         warnings.simplefilter("error")
         f = lambda x: jnp.concatenate([F(x), 0 * x[:, :1]], 1)
         jax.eval_shape(lambda x: attacks.auto_attack(f, x, y, KEY, epsilon=0.1, num_queries=2), x)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (np.zeros(3), np.ones(3)), None])
+def test_an_ensemble_made_anew_is_the_same(bounds):
+    """The same functions, so that nothing compiles again; the dict is the caller's own."""
+    first, second = (attacks.standard_ensemble(norm="l2", num_queries=7, bounds=bounds) for _ in range(2))
+    assert all(first[name] is second[name] for name in first)
+    other = attacks.standard_ensemble(norm="l2", num_queries=8, bounds=bounds)
+    assert other["square"] is not first["square"]
+    del first["square"]
+    assert "square" in attacks.standard_ensemble(norm="l2", num_queries=7, bounds=bounds)
+
+
+def test_an_ensemble_of_a_criterion_without_a_hash():
+    class Far:
+        __hash__ = None
+
+        def __call__(self, f, x, y):
+            return f(x)[:, 0] > y
+
+    assert list(attacks.standard_ensemble(criterion=Far())) == ["apgd-ce", "fab-t", "square"]

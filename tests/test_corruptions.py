@@ -93,3 +93,27 @@ def test_as_an_attack(image):
     assert found.success.any()
     with pytest.raises(ValueError, match=r"severity must be one of \(1, 2, 3, 4, 5\), got 6"):
         corruptions.corrupted("fog", image, jax.random.key(0), severity=6)
+
+
+@pytest.mark.parametrize("name", ["defocus_blur", "zoom_blur", "contrast", "brightness"])
+def test_an_image_that_is_not_square_may_lie_on_its_side(name):
+    """Lengths are of the shorter side."""
+    image = np.random.default_rng(0).uniform(size=(2, 40, 24, 3)).astype(np.float32)
+    found, lying = (
+        corruptions.corrupted(name, x, jax.random.key(0), severity=5) for x in (image, image.transpose(0, 2, 1, 3))
+    )
+    np.testing.assert_allclose(np.transpose(lying, (0, 2, 1, 3)), found, atol=1e-5)
+
+
+def test_a_second_call_compiles_nothing(image):
+    compiled, listener = [], lambda name, seconds, **facts: compiled.append(name) if "backend_compile" in name else None
+    for again in (False, True):
+        if again:
+            jax.monitoring.register_event_duration_secs_listener(listener)
+        try:
+            for name in corruptions.FAMILIES:
+                corruptions.corrupted(name, image[:2], jax.random.key(again), severity=3)
+        finally:
+            if again:
+                jax.monitoring.unregister_event_duration_listener(listener)
+    assert not compiled

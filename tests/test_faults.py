@@ -230,6 +230,79 @@ def test_rows_outside_of_the_data(key, rows):
         steps(state, data, rows)
 
 
+@pytest.mark.parametrize(("first", "second"), [(3, 6), (6, 3)])
+def test_labels_of_a_step_that_serves_two_models(key, first, second):
+    """Their classes are the model's own: of the first too, once more after the second."""
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p, s), lambda_jr=0.1)
+    step = training.make_train_step(loss, training.sgd(0.1))
+    image = np.ones((4, 6), np.float32)
+    for classes in (first, second, first):
+        new = lambda classes=classes: training.init_state(jnp.ones((6, classes)), training.sgd(0.1), key)
+        labels = jnp.arange(4) % classes  # the same array in the wrong call of the next
+        assert np.isfinite(step(new(), {"image": image, "label": labels})[1]["loss"])
+        with pytest.raises(ValueError, match=f"label must hold labels from 0 to {classes - 1}"):
+            step(new(), {"image": image, "label": labels.at[0].set(classes)})
+
+
+def with_metric(value):
+    return lambda params, state, batch, keys: (jnp.mean(batch["x"] @ params), ({}, {"hits": value(batch["x"])}))
+
+
+@pytest.mark.parametrize("value", [lambda x: (x > 0.3).any(), lambda x: (x > 0.3).sum()])
+def test_flags_and_counts_of_shares_are_refused(key, value):
+    """Their mean over shares would be cut to a whole number; one device has the number itself."""
+    batch, optimizer = {"x": jnp.linspace(0, 1, 8)[:, None]}, training.sgd(0.1)
+    loss = with_metric(value)
+    state = lambda: training.init_state(jnp.ones(1), optimizer, key)
+    assert training.make_train_step(loss, optimizer)(state(), batch)[1]["hits"] == value(batch["x"])
+    on_two = sharding.data_mesh(jax.devices()[:2])
+    steps = [training.make_train_step(loss, optimizer, mesh=on_two, backend=b) for b in ("jit", "shard_map", "pmap")]
+    for step in (*steps, training.make_train_step(training.in_parts(4, loss), optimizer)):
+        with pytest.raises(TypeError, match="'hits'.* must be a mean over the samples, in floating point"):
+            step(state(), batch)
+
+
+# what a user's function gives
+
+
+STEP = {"image": jnp.ones((2, 3)), "label": jnp.zeros(2, int)}
+AN_APPLY = lambda params, state, x, key: (x @ params, state)
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        # two rows, which two names would take for an output and a state
+        (training.classification_loss(lambda p, s, x, k: x @ p), TypeError, r"apply must give \(output, model_state\)"),
+        (training.supervised_loss(AN_APPLY, lambda z, b: z.sum(1)), TypeError, "objective must give .losses"),
+        (training.supervised_loss(AN_APPLY, lambda z, b: (z.sum(), {})), ValueError, r"losses \[B, ...\] of [12] samples"),
+        (lambda p, s, b, k: p.sum(), TypeError, "loss must give .loss, .model_state, metrics"),
+        (lambda p, s, b, k: (p.sum(), {}), TypeError, "loss must give .loss, .model_state, metrics"),
+        (lambda p, s, b, k: (p.sum(), ({}, None)), TypeError, "metrics of type NoneType"),
+    ],
+)
+def test_what_a_users_function_gives(key, loss, error, message):
+    """In a step, and in parts of one."""
+    new = lambda: training.init_state(jnp.ones((3, 4)), training.sgd(0.1), key)
+    for whole in (loss, training.in_parts(1, loss)):
+        with pytest.raises(error, match=message):
+            training.make_train_step(whole, training.sgd(0.1))(new(), STEP)
+
+
+@pytest.mark.parametrize("f", [lambda x: x, lambda x: (x, x, x)])
+def test_an_aux_that_is_not_there(key, f):
+    with pytest.raises(TypeError, match=r"f must give \(z, aux\), as has_aux=True says"):
+        jr.value_and_penalty(f, jnp.ones((2, 3)), key, has_aux=True)
+
+
+def test_iterators_are_sequences(key):
+    x, layers = jnp.ones((2, 3)), [jnp.tanh, jnp.sin]
+    right = relatives.layerwise_frobenius_sq(layers, x, key)
+    np.testing.assert_array_equal(relatives.layerwise_frobenius_sq(iter(layers), x, key), right)
+    found = [training.quench(0.1, steps)(3) for steps in ([2], iter([2]), np.array([2]))]
+    np.testing.assert_allclose(found, 0.01, rtol=1e-6)
+
+
 # any supervised loss
 
 

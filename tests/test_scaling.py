@@ -214,3 +214,15 @@ def test_mixed_precision_keeps_what_a_mode_is(batch, mode):
         losses[dtype] = trained(loss, start, batch, None, "jit", steps=1)[2]["penalty"]
     np.testing.assert_allclose(losses[jnp.float32], losses[None], rtol=1e-6)
     np.testing.assert_allclose(losses[jnp.bfloat16], losses[None], rtol=0.05)
+
+
+@pytest.mark.parametrize("mode", [batch_statistics_mode, held_statistics_mode])
+def test_one_precision_for_the_loss_and_another_for_the_penalty(batch, mode):
+    """A warning: the products of the penalty would stay in float32, and with held statistics those of the loss too."""
+    half = partial(computed_in, jnp.bfloat16)
+    start = initialize(PLAIN, jax.random.key(1), batch["image"])
+    for apply, penalised in ((half(train_mode(PLAIN)), mode(PLAIN)), (train_mode(PLAIN), half(mode(PLAIN)))):
+        penalty = penalties.of_model(penalised)
+        loss = training.classification_loss(apply, penalty=penalty, lambda_jr=0.1)
+        with pytest.warns(UserWarning, match="the model of the loss computes in .* and that of the penalty"):
+            trained(loss, start, batch, None, "jit", steps=1)

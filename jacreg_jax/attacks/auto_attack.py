@@ -1,6 +1,6 @@
 """The standard ensemble: APGD on cross-entropy, targeted APGD, targeted FAB and Square, point-wise worst case."""
 
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, cast
 
 import jax
@@ -17,6 +17,7 @@ from jacreg_jax.attacks.square import square
 from jacreg_jax.checks import Bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.predictions import with_enough_classes
+from jacreg_jax.signatures import Named
 from jacreg_jax.types import Array, Function, PyTree
 
 
@@ -57,6 +58,21 @@ def standard_ensemble(
     checks.one_of("norm", norm, NORMS)
     checks.count("num_queries", num_queries)
     checks.optional_count("samples", samples)
+    try:
+        return dict(_known(norm, num_queries, criterion, samples, Named(bounds)))
+    except TypeError:  # a criterion without a hash, bounds that are traced
+        return _ensemble(norm, num_queries, criterion, samples, bounds)
+
+
+@lru_cache
+def _known(norm: Norm, num_queries: int, criterion: Any, samples: int | None, bounds: Named) -> dict[str, Function]:
+    """The same functions for equal arguments, so that what was compiled for them serves again."""
+    return _ensemble(norm, num_queries, criterion, samples, bounds.value)
+
+
+def _ensemble(
+    norm: Norm, num_queries: int, criterion: Any, samples: int | None, bounds: Bounds | None
+) -> dict[str, Function]:
     options: dict[str, Any] = {"norm": norm, "bounds": bounds, "criterion": criterion}
     draws: dict[str, Any] = {} if samples is None else {"samples": samples}
     restarts, classes = ({"num_restarts": 5}, {"num_targets": 5}) if norm == "l1" else ({}, {})

@@ -140,7 +140,7 @@ def best_of(*results: AttackResult) -> AttackResult:
         raise ValueError(f"results must be of one number of samples, got images {shapes}")
     nearest = jnp.argmin(jnp.stack([r.distance for r in results]), axis=0)
 
-    def of_nearest(*leaves: Array) -> Array:
+    def of_nearest(*leaves: Any) -> Array:  # of numpy too, from `evaluation.run_attack`
         index = nearest.reshape(1, -1, *(1,) * (leaves[0].ndim - 1))
         return jnp.take_along_axis(jnp.stack(leaves), index, axis=0)[0]
 

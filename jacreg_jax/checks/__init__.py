@@ -19,7 +19,14 @@ from jacreg_jax.checks.arrays import (
     sample_values as sample_values,
     trainable as trainable,
 )
-from jacreg_jax.checks.functions import free_names as free_names, function as function, pure as pure
+from jacreg_jax.checks.functions import (
+    free_names as free_names,
+    function as function,
+    items as items,
+    of_form as of_form,
+    pair as pair,
+    pure as pure,
+)
 from jacreg_jax.checks.numbers import (
     at_least as at_least,
     count as count,

@@ -47,6 +47,62 @@ def function(name: str, value: Any, arguments: Sequence[str] | None = ("x",), hi
         raise TypeError(f"{name} must be callable{call}{hint}, got {own}") from None
 
 
+def pair(found: Any, name: str, form: str) -> tuple[Any, Any]:
+    """What a user's function gave, where it shall give two things.
+
+    Example:
+        >>> pair((1.0, {}), "objective", "(losses, metrics)")
+        (1.0, {})
+
+    Raises:
+        TypeError: no tuple or list of two.
+    """
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        got = f"{type(found).__name__} of {len(found)}" if isinstance(found, tuple | list) else what(found)
+        raise TypeError(f"{name} must give {form}, got {got}")
+    return tuple(found)
+
+
+def of_form(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """A loss for a train step, which says so where it does not give what a loss gives.
+
+    Example:
+        >>> of_form(lambda *arguments: (0.0, ({}, {})))(None, None, None, None)
+        (0.0, ({}, {}))
+
+    Raises:
+        TypeError: in a call, it gives something else.
+    """
+    form = "(loss, (model_state, metrics)), metrics a dict"
+
+    def looked_at(*arguments: Any) -> Any:
+        value, rest = pair(loss(*arguments), "loss", form)
+        model_state, metrics = pair(rest, "loss", form)
+        if not isinstance(metrics, Mapping):
+            raise TypeError(f"loss must give {form}, got metrics of type {type(metrics).__name__}")
+        return value, (model_state, metrics)
+
+    return looked_at
+
+
+def items(name: str, value: Any, form: str) -> tuple[Any, ...]:
+    """The members of a sequence, which may be an iterator.
+
+    Example:
+        >>> items("boundaries", range(2), "steps")
+        (0, 1)
+
+    Raises:
+        TypeError: one value alone, a text, a dict or a set.
+    """
+    if isinstance(value, str | bytes | Mapping | set | frozenset):
+        raise TypeError(f"{name} must be a sequence of {form}, got {type(value).__name__}")
+    try:
+        return tuple(value)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of {form}, got {what(value)}") from None
+
+
 def free_names(name: str, metrics: Mapping[str, Any], taken: Sequence[str]) -> None:
     """Metrics of a user's function by names that are not taken.
 
