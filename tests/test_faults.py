@@ -275,7 +275,7 @@ AN_APPLY = lambda params, state, x, key: (x @ params, state)
         # two rows, which two names would take for an output and a state
         (training.classification_loss(lambda p, s, x, k: x @ p), TypeError, r"apply must give \(output, model_state\)"),
         (training.supervised_loss(AN_APPLY, lambda z, b: z.sum(1)), TypeError, "objective must give .losses"),
-        (training.supervised_loss(AN_APPLY, lambda z, b: (z.sum(), {})), ValueError, r"losses \[B, ...\] of [12] samples"),
+        (training.supervised_loss(AN_APPLY, lambda z, b: (z.sum(), {})), ValueError, r"losses \[B, ...\] of [12] "),
         (lambda p, s, b, k: p.sum(), TypeError, "loss must give .loss, .model_state, metrics"),
         (lambda p, s, b, k: (p.sum(), {}), TypeError, "loss must give .loss, .model_state, metrics"),
         (lambda p, s, b, k: (p.sum(), ({}, None)), TypeError, "metrics of type NoneType"),
