@@ -18,12 +18,14 @@ class BoundModel:
         params: of this step.
         model_state: such as BatchNorm's statistics; {} where there is none.
         key: of this step, for dropout and the like.
+        is_chosen: by `penalties.of_model`, for the penalty alone.
     """
 
     apply: Apply
     params: PyTree
     model_state: PyTree
     key: Any
+    is_chosen: bool = False
 
     def __call__(self, x: PyTree) -> tuple[Any, Any]:
         """(output, new model_state)."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jacreg_jax import checks
 from jacreg_jax.bound_model import BoundModel as BoundModel
 from jacreg_jax.mean_norm import mean_exact, mean_projected
-from jacreg_jax.penalty import on_random_rows, value_and
+from jacreg_jax.penalty import depends_on_argument, on_random_rows, value_and
 from jacreg_jax.probes import PROBES, Probe
 from jacreg_jax.types import Apply, Function, PyTree
 
@@ -29,6 +29,11 @@ _LAGGING = (
     "the penalty is taken at running statistics, which lag behind the parameters: the scales in front of a BatchNorm "
     "then grow without end and accuracy on held-out data can fall to chance. Penalise batch_statistics_mode(module), "
     "or the batch_statistics of interop's adapters"
+)
+_COUPLED = (
+    "the penalty is taken through statistics of the batch, as of a BatchNorm in train mode: where rows of f(x) depend "
+    "on each other by them the norm is another one, with exact() several times smaller. Penalise "
+    "penalties.of_model(models.held_statistics_mode(module)), or of_model(functional.batch_statistics) of interop"
 )
 _OTHER_PRECISION = (
     "the model of the loss computes in {}, and that of the penalty, of_model(...), in {}. They share their work only "
@@ -139,6 +144,7 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
                 "take batch_statistics_mode"
             )
         given = {name: {"y": y, "key": keys}[name] for name in names if name not in options}
+        _tell_of_batch_statistics(f, x)
         with jax.named_scope("jacobian_penalty"):
             norms = function(_output(f), x, **given, **options)
         rows = jax.tree.leaves(x)[0].shape[:1]
@@ -224,7 +230,7 @@ def of_model(apply: Apply, penalty: Penalty | None = None) -> Penalty:
         of_loss, own = (getattr(model, "computed_in", None) for model in (f.apply, apply))
         if of_loss != own:
             checks.warn(_OTHER_PRECISION.format(of_loss or "its own precision", own or "its own"))
-        output, mean, norms = inner(dataclasses.replace(f, apply=apply), x, y, keys)
+        output, mean, norms = inner(dataclasses.replace(f, apply=apply, is_chosen=True), x, y, keys)
         return output if getattr(apply, "is_train_mode", False) else f(x), mean, norms
 
     return _Made(other, f"of_model({getattr(apply, '__name__', repr(apply))}, {inner!r})")
@@ -266,8 +272,18 @@ def _penalise(reduce: Any, f: Function, x: PyTree, y: PyTree, keys: Any) -> tupl
     """The penalty of a reduction of (z, vjp, x, keys) to (mean, norms); labels do not matter."""
     del y
     inside = f.differentiated() if isinstance(f, BoundModel) else f
+    _tell_of_batch_statistics(f, x)
     value, (mean, norms) = value_and(reduce, inside, x, keys, has_aux=isinstance(f, BoundModel))
     return value, mean, norms
+
+
+def _tell_of_batch_statistics(f: Function, x: PyTree) -> None:
+    """A warning where the loss's own model has a new state that follows from x, as of a BatchNorm in train mode."""
+    if not isinstance(f, BoundModel) or f.is_chosen or not jax.tree.leaves(f.model_state):
+        return
+    floats = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    if depends_on_argument(lambda x: floats(f(x)[1]), x):
+        checks.warn(_COUPLED)
 
 
 def _split(found: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:

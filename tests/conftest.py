@@ -60,6 +60,10 @@ def optimized():
         yield
 
 
+# for tests that penalise a BatchNorm network in train mode on purpose
+TRAIN_MODE = pytest.mark.filterwarnings("ignore:the penalty is taken through statistics of the batch")
+
+
 def skip_or_fail(what: str, reason: str):
     """Skip with a reason, unless JACREG_REQUIRE names what is missing."""
     if what in REQUIRED:

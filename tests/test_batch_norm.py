@@ -1,6 +1,7 @@
 """BatchNorm and the penalty: what a user is after is held-out accuracy and norm after training, in every library."""
 
 import contextlib
+import warnings
 
 import chex
 import jax
@@ -21,7 +22,10 @@ from jacreg_jax import (
     training,
 )
 from jacreg_jax.models import ResNet18
-from tests.conftest import optimized
+from jacreg_jax.relatives import noise_consistency
+from tests.conftest import TRAIN_MODE, optimized
+
+pytestmark = TRAIN_MODE  # what it does to a network is measured here
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +202,48 @@ def test_statistics_are_the_batches_own(name, key):
     chex.assert_trees_all_close(*gradients, rtol=1e-3, atol=1e-4)
     state = jax.jit(net.batch_statistics)(net.params, net.model_state, x, key)[1]
     chex.assert_trees_all_equal(state, net.model_state)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_penalty_in_train_mode_is_told(name, digits):
+    """A warning where `of_model` is forgotten, whatever the penalty; none with the batch's statistics or no penalty."""
+    net, batch = NETS[name](), jax.tree.map(lambda leaf: leaf[:8], digits[0])
+    optimizer, told = training.sgd(0.1), pytest.warns(UserWarning, match="through statistics of the batch")
+    forgotten = [
+        penalties.projected(),
+        penalties.exact(),
+        penalties.on_part(0.5),
+        penalties.of(noise_consistency, sigma=0.1),
+    ]
+    for penalty in forgotten if name == "linen" else forgotten[:1]:
+        loss = training.classification_loss(net.train, penalty=penalty, lambda_jr=0.01)
+        with told:
+            jax.eval_shape(loss, net.params, state_of(net, optimizer), batch, jax.random.split(jax.random.key(0), 8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for loss in (
+            training.classification_loss(net.train, penalty=penalties.of_model(net.batch_statistics), lambda_jr=0.01),
+            training.classification_loss(net.train),
+        ):
+            jax.eval_shape(loss, net.params, state_of(net, optimizer), batch, jax.random.split(jax.random.key(0), 8))
+
+
+def state_of(net, optimizer):
+    return training.init_state(net.params, optimizer, jax.random.key(1), net.model_state)
+
+
+def test_a_state_that_does_not_follow_the_batch_is_not_told():
+    """A counter, and a power iteration on the weights: the rows stay independent."""
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x, train: bool = False):
+            return linen.SpectralNorm(linen.Dense(10))(x.reshape(len(x), -1), update_stats=train)
+
+    net = Net()
+    functional = interop.from_linen(net, net.init(jax.random.key(0), jnp.ones((2, 9)), train=True))
+    loss = training.classification_loss(functional.train, lambda_jr=0.01)
+    batch, keys = {"image": jnp.ones((3, 9)), "label": jnp.zeros(3, int)}, jax.random.split(jax.random.key(0), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        jax.eval_shape(loss, functional.params, state_of(functional, training.sgd(0.1)), batch, keys)

@@ -11,6 +11,7 @@ from flax import linen as nn
 import jacreg_jax as jr
 from jacreg_jax import models, penalties, relatives, sharding, training
 from jacreg_jax.functional import constant_inside
+from tests.conftest import TRAIN_MODE
 
 
 class Net(nn.Module):
@@ -79,6 +80,7 @@ def test_the_numbers_are_those_of_the_second_pass(x64, options, penalty):
         np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-12)
 
 
+@TRAIN_MODE
 def test_train_mode_alone_gives_others(x64):
     """What the test above compares does depend on the statistics' derivative."""
     held = value_and_gradients(Net(), models.held_statistics_mode, penalties.exact())

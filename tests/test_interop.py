@@ -12,6 +12,7 @@ from flax import linen, nnx
 
 from jacreg_jax import attacks, exact_frobenius_sq, interop, training, value_and_penalty
 from tests import reference
+from tests.conftest import TRAIN_MODE
 
 
 class LinenNet(linen.Module):
@@ -129,6 +130,7 @@ def test_penalty_matches_jacrev(make, x, key):
     assert attacks.fgsm(f, x, y, epsilon=0.1, bounds=(-5.0, 5.0)).x_adv.shape == x.shape
 
 
+@TRAIN_MODE
 @pytest.mark.parametrize("make", KINDS, ids=lambda f: f.__name__)
 def test_training_in_train_mode(make, x, key):
     """The train step with penalty: parameters move, statistics update, dropout follows the step's key."""

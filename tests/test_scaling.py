@@ -13,6 +13,7 @@ from experiments.benchmarks import sharded
 from jacreg_jax import adversarial_training, interop, penalties, sharding, training
 from jacreg_jax.models import batch_statistics_mode, held_statistics_mode, initialize, train_mode
 from jacreg_jax.precision import computed_in
+from tests.conftest import TRAIN_MODE
 
 BACKENDS = ("jit", "shard_map", "pmap")
 
@@ -75,6 +76,7 @@ def trained(loss, start, batch, devices, backend, steps=3, impl=None):
     return jax.device_get((state.params, state.model_state, metrics))
 
 
+@TRAIN_MODE
 @pytest.mark.parametrize("name", LOSSES)
 def test_numbers_of_one_device(batch, name):
     """BatchNorm, dropout and every form of penalty: parameters, statistics and metrics."""

@@ -8,7 +8,9 @@ import pytest
 from flax import linen as nn
 
 from jacreg_jax import keys, models, penalties, sharding, shares, training
+from tests.conftest import TRAIN_MODE
 
+pytestmark = TRAIN_MODE  # whatever is penalised, the numbers are those of one device
 BACKENDS = ("jit", "shard_map", "pmap")
 
 
