@@ -24,7 +24,6 @@ from jacreg_jax.objectives import (
 )
 from jacreg_jax.penalties import APPLY_ARGUMENTS, APPLY_HINT, BoundModel, Penalty, checked, projected
 from jacreg_jax.penalty import joint_loss, standard_error
-from jacreg_jax.rows import batch_size
 from jacreg_jax.schedules import TargetNorm
 from jacreg_jax.types import Apply, Array, PyTree
 
@@ -60,8 +59,9 @@ class JointLoss:
         y = batch.get("label")
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
         losses, values = checks.pair(self.objective(z, batch), "objective", "(losses [B], metrics {name: [B]})")
-        if jnp.shape(losses)[:1] != (batch_size(x),):
-            wanted = f"losses [B, ...] of {batch_size(x)} samples, and no mean or sum of them"
+        rows = jnp.shape(jax.tree.leaves(x)[0])[:1]
+        if jnp.shape(losses)[:1] != rows:
+            wanted = f"losses [B, ...] of {rows[0]} samples, and no mean or sum of them"
             raise ValueError(f"objective must give {wanted}, got shape {jnp.shape(losses)}")
         checks.free_names("objective", values, OWN)
         metrics = {name: jnp.mean(value) for name, value in values.items()} | _statistics(penalty, norms)

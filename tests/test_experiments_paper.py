@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import signal
 import sys
 import time
@@ -288,3 +289,25 @@ def test_black_and_white_photographs_are_attacked_in_the_papers_own_space():
     for attack in distances.paper(SMALL)[:3]:
         found = distances._block(model, 0, attack, test, slice(0, 2))
         assert found["distance"].shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("gains", "steps", "state", "words"),
+    [
+        ([[1.0, 1.1, 0.9], [2.0, 2.2, 1.8]], 10, "reproduced", "in 3 of 3 models, the paper: 5"),
+        ([[1.0, 1.1, 0.9], [0.5, 2.2, -0.1]], 10, "unsettled", "in 2 of 3 models.*interval of a difference includes 0"),
+        ([[0.1, 0.2, -0.6]], 10, "unsettled", "in 2 of 3 models"),  # the mean is below 0, by chance as it seems
+        ([[-1.0, -1.1, -0.9]], 10, "outside", "in 0 of 3 models"),
+        ([[1.0]], 10, "unsettled", "the paper: 5"),
+        ([[1.0], [-0.1]], 10, "outside", "the paper: 5"),
+        ([[1.0]], 5, "shortened", "holds at 5 of 10 steps, 1 of 5 seeds"),
+        ([[1.0, 1.1, 0.9], [0.5, 2.2, -0.1]], 5, "unsettled", "holds at 5 of 10 steps, 3 of 5 seeds; the interval"),
+    ],
+)
+def test_a_claim_is_as_strong_as_its_seeds(gains, steps, state, words, monkeypatch):
+    """Reproduced where every difference is above 0 and no interval over the models includes 0."""
+    models = {str(seed): {} for seed in range(len(gains[0]))}
+    monkeypatch.setattr(elements.results, "read", lambda name: {"config": {"recipe": {"num_steps": steps}}})
+    monkeypatch.setattr(elements.results, "models", lambda name: models)
+    found, note = elements.of_claim("figure9/heads", lambda: gains, 10, 5)
+    assert (found, bool(re.search(words, note))) == (state, True), note

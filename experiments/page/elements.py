@@ -44,31 +44,43 @@ def of_cells(cells: Iterable[tuple]) -> tuple[State, str]:
     return "outside" if outside else "reproduced", note
 
 
-def of_order(larger: list[dict], smaller: list[dict], value: Callable[[dict], float]) -> bool:
-    """Whether the mean of the first models is the larger one."""
-    return results.interval(map(value, larger))[0] > results.interval(map(value, smaller))[0]
+def of_order(larger: list[float], smaller: list[float]) -> list[float]:
+    """By how much the first values are larger, by seed: models that are compared have the same seeds, in order."""
+    return [a - b for a, b in zip(larger, smaller, strict=False)]
 
 
-def of_claim(name: str, holds: Callable[[], bool], full: int | None, seeds: int, note: str = "") -> tuple[State, str]:
+def of_claim(
+    name: str, gains: Callable[[], list[list[float]]], full: int | None, seeds: int, note: str = ""
+) -> tuple[State, str]:
     """The state of what a result shows: does it hold, at which length, over how many of the paper's seeds?
 
     Args:
         name: of a result file.
-        holds: asked where it is there.
+        gains: asked where it is there: numbers by seed that the claim says are above 0, each of them.
         full: steps of the paper's training.
         seeds: of the paper.
-        note: in front.
+        note: at the end.
+
+    Returns:
+        State and why: outside where a gain is below 0, its interval over the models too; unsettled where it includes 0.
     """
     found = results.read(name)
     if found is None:
         return "not run", note
     steps, count = found["config"]["recipe"]["num_steps"], len(results.models(name))
-    note = ", ".join(part for part in (note, f"{count} of {seeds} seeds" * (count < seeds)) if part)
-    held = holds()
+    found = gains()
+    ends = [results.interval(gain) for gain in found]
     if steps < full:
-        note = f"{'holds' if held else 'does not hold'} at {steps:,} of {full:,} steps" + f", {note}" * bool(note)
-    if not held:
+        held = "holds" if all(mean > 0 for mean, _ in ends) else "does not hold"
+        said = [f"{held} at {steps:,} of {full:,} steps", f"{count} of {seeds} seeds" * (count < seeds)]
+    else:
+        by_seed = [min(gains_of_seed) > 0 for gains_of_seed in zip(*found, strict=False)]
+        said = [f"in {sum(by_seed)} of {count} models" * (count > 1), f"the paper: {seeds}" * (count < seeds)]
+    note = ", ".join(part for part in (*said, note) if part)
+    if any(mean + (half or 0) <= 0 for mean, half in ends):
         return "outside", note
+    if any(half is not None and mean - half <= 0 for mean, half in ends):
+        return "unsettled", f"{note}; the interval of a difference includes 0"
     if steps < full:
         return "shortened", note
     return "unsettled" if count < 2 else "reproduced", note
