@@ -95,7 +95,7 @@ def test_as_an_attack(image):
         corruptions.corrupted("fog", image, jax.random.key(0), severity=6)
 
 
-@pytest.mark.parametrize("name", ["defocus_blur", "zoom_blur", "contrast", "brightness"])
+@pytest.mark.parametrize("name", ["defocus_blur", "zoom_blur"])
 def test_an_image_that_is_not_square_may_lie_on_its_side(name):
     """Lengths are of the shorter side."""
     image = np.random.default_rng(0).uniform(size=(2, 40, 24, 3)).astype(np.float32)
@@ -111,7 +111,7 @@ def test_a_second_call_compiles_nothing(image):
         if again:
             jax.monitoring.register_event_duration_secs_listener(listener)
         try:
-            for name in corruptions.FAMILIES:
+            for name in ("zoom_blur", "elastic_transform", "jpeg_compression"):  # a loop, a gather, blocks
                 corruptions.corrupted(name, image[:2], jax.random.key(again), severity=3)
         finally:
             if again:

@@ -113,6 +113,11 @@ def test_a_gradient_of_nan_is_told():
     assert not told[trap].passed
     assert told[twin].passed
     assert np.isnan(masking.linearised_margin(trap, x, y)).all()
+
+
+@pytest.mark.slow
+def test_a_report_tells_of_a_gradient_of_nan():
+    x, y = WITH_BLACK, trap(WITH_BLACK).argmax(1)
     report = evaluation.report(
         trap, x, y, jax.random.key(0), epsilon={"l2": 0.3}, budget=reporting.quick, progress=False
     )
