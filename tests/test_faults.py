@@ -244,6 +244,18 @@ def test_labels_of_a_step_that_serves_two_models(key, first, second):
             step(new(), {"image": image, "label": labels.at[0].set(classes)})
 
 
+def test_the_same_arrays_are_looked_at_again_for_another_model(key):
+    """They passed with six classes; with three they are wrong, in a step that has run with three before."""
+    loss = training.classification_loss(lambda p, s, x, k: (x @ p, s), lambda_jr=0.1)
+    step = training.make_train_step(loss, training.sgd(0.1))
+    new = lambda classes: training.init_state(jnp.ones((6, classes)), training.sgd(0.1), key)
+    batch = {"image": jnp.ones((4, 6)), "label": jnp.arange(4)}
+    step(new(3), batch | {"label": jnp.zeros(4, int)})
+    step(new(6), batch)
+    with pytest.raises(ValueError, match="label must hold labels from 0 to 2"):
+        step(new(3), batch)
+
+
 def with_metric(value):
     return lambda params, state, batch, keys: (jnp.mean(batch["x"] @ params), ({}, {"hits": value(batch["x"])}))
 
