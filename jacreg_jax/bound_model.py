@@ -30,8 +30,8 @@ class BoundModel:
     def __call__(self, x: PyTree) -> tuple[Any, Any]:
         """(output, new model_state)."""
         return checks.pair(
-            self.apply(self.params, self.model_state, x, self.key),
             "apply",
+            self.apply(self.params, self.model_state, x, self.key),
             "(output, model_state), the second {} where the model has none",
         )
 

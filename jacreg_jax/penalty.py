@@ -175,7 +175,7 @@ def value_and(reduce: Reduce, f: Function, x: PyTree, key: Any, *, has_aux: bool
     if batch_size(x) == 0:
         raise ValueError("x must hold at least one sample: an empty batch has no mean")
     if has_aux:
-        both = lambda x: checks.pair(f(x), "f", "(z, aux), as has_aux=True says")
+        both = lambda x: checks.pair("f", f(x), "(z, aux), as has_aux=True says")
         z, vjp, aux = jax.vjp(both, x, has_aux=True)
     else:
         z, vjp = jax.vjp(f, x)

@@ -58,7 +58,7 @@ class JointLoss:
         x = self.preprocess(self._raw_input(model, batch, keys))
         y = batch.get("label")
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
-        losses, values = checks.pair(self.objective(z, batch), "objective", "(losses [B], metrics {name: [B]})")
+        losses, values = checks.pair("objective", self.objective(z, batch), "(losses [B], metrics {name: [B]})")
         rows = jnp.shape(jax.tree.leaves(x)[0])[:1]
         if jnp.shape(losses)[:1] != rows:
             wanted = f"losses [B, ...] of {rows[0]} samples, and no mean or sum of them"

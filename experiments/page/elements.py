@@ -44,11 +44,6 @@ def of_cells(cells: Iterable[tuple]) -> tuple[State, str]:
     return "outside" if outside else "reproduced", note
 
 
-def of_order(larger: list[float], smaller: list[float]) -> list[float]:
-    """By how much the first values are larger, by seed: models that are compared have the same seeds, in order."""
-    return [a - b for a, b in zip(larger, smaller, strict=False)]
-
-
 def of_claim(
     name: str, gains: Callable[[], list[list[float]]], full: int | None, seeds: int, note: str = ""
 ) -> tuple[State, str]:
@@ -56,7 +51,7 @@ def of_claim(
 
     Args:
         name: of a result file.
-        gains: asked where it is there: numbers by seed that the claim says are above 0, each of them.
+        gains: asked where it is there: of each comparison, by seed, what is above 0 if it holds (`results.paired`).
         full: steps of the paper's training.
         seeds: of the paper.
         note: at the end.
@@ -64,18 +59,18 @@ def of_claim(
     Returns:
         State and why: outside where a gain is below 0, its interval over the models too; unsettled where it includes 0.
     """
-    found = results.read(name)
-    if found is None:
+    ran = results.read(name)
+    if ran is None:
         return "not run", note
-    steps, count = found["config"]["recipe"]["num_steps"], len(results.models(name))
+    steps, count = ran["config"]["recipe"]["num_steps"], len(results.models(name))
     found = gains()
     ends = [results.interval(gain) for gain in found]
     if steps < full:
-        held = "holds" if all(mean > 0 for mean, _ in ends) else "does not hold"
-        said = [f"{held} at {steps:,} of {full:,} steps", f"{count} of {seeds} seeds" * (count < seeds)]
+        verb = "holds" if all(mean > 0 for mean, _ in ends) else "does not hold"
+        said = [f"{verb} at {steps:,} of {full:,} steps", f"{count} of {seeds} seeds" * (count < seeds)]
     else:
-        by_seed = [min(gains_of_seed) > 0 for gains_of_seed in zip(*found, strict=False)]
-        said = [f"in {sum(by_seed)} of {count} models" * (count > 1), f"the paper: {seeds}" * (count < seeds)]
+        held = [min(of_seed) > 0 for of_seed in zip(*found, strict=False)]
+        said = [f"in {sum(held)} of {count} models" * (count > 1), f"the paper: {seeds}" * (count < seeds)]
     note = ", ".join(part for part in (*said, note) if part)
     if any(mean + (half or 0) <= 0 for mean, half in ends):
         return "outside", note

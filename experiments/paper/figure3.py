@@ -7,9 +7,11 @@ Time:       2 CPU cores: noise seconds, PGD a minute, CW some 10 minutes a model
 Leaves:     experiments/results/figure3/noise-REGULARIZER.json and ATTACK-DEFENCE.json, by seed.
 """
 
+import itertools
+
 from experiments.lab.problems import MNIST_LENET
 from experiments.page import results
-from experiments.page.elements import Element, of_claim, of_order
+from experiments.page.elements import Element, of_claim
 from experiments.paper.numbers import FULL
 from experiments.studies import robustness
 
@@ -24,18 +26,19 @@ def cells(config: Config):
 def noise_gains() -> list[list[float]]:
     """Of Jacobian alone over every other regularizer, at the deviations of the table."""
     sigmas = results.config("figure3/noise-Jacobian")["sigmas"]
-    found = {name: results.models(f"figure3/noise-{name}") for name in results.NAMES}
-    at = lambda name, s: [model["accuracy"][sigmas.index(s)] for model in found[name]]
-    others = [name for name in found if name != "Jacobian"]
-    return [of_order(at("Jacobian", s), at(other, s)) for other in others for s in robustness.SIGMAS]
+    found = {name: results.by_seed(f"figure3/noise-{name}") for name in results.NAMES}
+    at = lambda s: lambda model: model["accuracy"][sigmas.index(s)]
+    others = [models for name, models in found.items() if name != "Jacobian"]
+    return [results.paired(other, found["Jacobian"], at(s)) for other in others for s in robustness.SIGMAS]
 
 
 def attack_gains() -> list[list[float]]:
     """Of Jacobian alone over adversarial training, and of both together over Jacobian alone, by PGD and by CW."""
     gains = []
     for attack, value in (("PGD", lambda model: robustness.survivors(model, 32)), ("CW", results.median)):
-        of = lambda name, a=attack, v=value: list(map(v, results.models(f"figure3/{a}-{name}")))
-        gains += [of_order(of("Jacobian"), of("adversarial")), of_order(of("both"), of("Jacobian"))]
+        names = ("adversarial", "Jacobian", "both")
+        by_strength = [results.by_seed(f"figure3/{attack}-{name}") for name in names]
+        gains += [results.paired(less, more, value) for less, more in itertools.pairwise(by_strength)]
     return gains
 
 

@@ -20,7 +20,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.problems import PROBLEMS, Problem
 from experiments.lab.recipes import defences
 from experiments.page import plots, results
-from experiments.page.elements import Element, State, missing, of_claim, of_order
+from experiments.page.elements import Element, State, missing, of_claim
 from experiments.paper.numbers import FULL
 from experiments.studies.robustness import attack_cell
 
@@ -55,9 +55,9 @@ def folder(problem: Problem) -> str:
     return results.longest(problem.folder("figure_s5"))
 
 
-def models(problem: Problem, defence: str) -> dict[str, list[dict]]:
-    """Of each attack."""
-    return {attack: results.models(f"{folder(problem)}/{record.slug(attack)}-{defence}") for attack in ATTACKS}
+def models(problem: Problem, defence: str) -> dict[str, dict[str, dict]]:
+    """Of each attack, by seed."""
+    return {attack: results.by_seed(f"{folder(problem)}/{record.slug(attack)}-{defence}") for attack in ATTACKS}
 
 
 def table() -> str:
@@ -67,7 +67,7 @@ def table() -> str:
         by_attack = models(PROBLEMS[network], name)
         ran = next((f"{folder(PROBLEMS[network])}/{record.slug(a)}-{name}" for a in ATTACKS if by_attack[a]), None)
         steps = results.steps(results.config(ran)["recipe"]) if ran else "not run"
-        found = [list(map(results.median, seeds)) for seeds in by_attack.values()]
+        found = [list(map(results.median, seeds.values())) for seeds in by_attack.values()]
         medians = (results.spread(values, 2) for values in found)
         rows.append([NETWORKS[network], results.DEFENCE_NAMES[name], steps, *medians])
     short = results.fewer(name for network in NETWORKS for name in results.names(f"{folder(PROBLEMS[network])}/*"))
@@ -85,7 +85,7 @@ def figure():
             grid = np.linspace(0, plots.REACH[PROBLEMS[network].dataset]["all"], 401)
             for attack, seeds in models(PROBLEMS[network], name).items():
                 if seeds:
-                    curves = [plots.fooled_within(results.distances(m), grid) for m in seeds]
+                    curves = [plots.fooled_within(results.distances(m), grid) for m in seeds.values()]
                     plots.band(axis, grid, curves, plots.ATTACK_COLOURS[attack], attack)
             axis.set_title(title(next(letters), network, name), fontsize=10)
             axis.set(xlabel="L2 distance, raw pixels", ylim=(0, 100))
@@ -110,9 +110,11 @@ def claim(network: str) -> tuple[State, str]:
     found = models(problem, "none")
     if not all(found.values()):
         return missing(results.names(f"{folder(problem)}/*"))
-    shared = min(len(m["distance"]) for seeds in found.values() for m in seeds)  # images that all were measured on
-    medians = [[results.median(m, shared) for m in seeds] for seeds in found.values()]
-    gaps = lambda: [of_order(weak, strong) for weak, strong in itertools.pairwise(medians)]
+    shared = min(
+        len(m["distance"]) for seeds in found.values() for m in seeds.values()
+    )  # images that all were measured on
+    distance = lambda model: results.median(model, shared)
+    gaps = lambda: [results.paired(strong, weak, distance) for weak, strong in itertools.pairwise(found.values())]
     return of_claim(f"{folder(problem)}/CW-none", gaps, problem.num_steps, FULL)
 
 

@@ -12,7 +12,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.problems import Problem
 from experiments.lab.recipes import defences, regularizers
 from experiments.page import plots, results
-from experiments.page.elements import State, missing, of_claim, of_order
+from experiments.page.elements import State, missing, of_claim
 from experiments.page.results import DEFENCE_NAMES, NAMES
 
 SIGMAS, STEPS = (0.2, 0.4, 0.6), (16, 32, 300)  # of the tables
@@ -97,16 +97,14 @@ def table(folder: str, base: str) -> str:
 
 def claim(folder: str, problem: Problem) -> tuple[State, str]:
     """The paper's words on Figures S3 and S4: the penalty's success is retained under white noise and CW."""
-    noise = {name: results.models(f"{folder}/noise-{name}") for name in NAMES}
-    cw = {name: results.models(f"{folder}/CW-{name}") for name in DEFENCE_NAMES}
-    if not all(noise[n] and cw[n] for n in ("none", "Jacobian")):
+    noise, cw = ([results.by_seed(f"{folder}/{a}-{n}") for n in ("none", "Jacobian")] for a in ("noise", "CW"))
+    if not all(noise + cw):
         return missing(results.names(f"{folder}/*"))
 
     def gains() -> list[list[float]]:
         sigmas = results.config(f"{folder}/noise-Jacobian")["sigmas"]
-        at = lambda name, s: [model["accuracy"][sigmas.index(s)] for model in noise[name]]
-        distances = (list(map(results.median, cw[name])) for name in ("Jacobian", "none"))
-        return [*(of_order(at("Jacobian", s), at("none", s)) for s in SIGMAS), of_order(*distances)]
+        at = lambda s: lambda model: model["accuracy"][sigmas.index(s)]
+        return [*(results.paired(*noise, at(s)) for s in SIGMAS), results.paired(*cw, results.median)]
 
     return of_claim(f"{folder}/CW-Jacobian", gains, problem.num_steps, FULL)
 

@@ -13,7 +13,7 @@ from experiments.lab.cells import Cell
 from experiments.lab.problems import Problem
 from experiments.lab.recipes import Recipe, defences, jacobian
 from experiments.page import plots, results
-from experiments.page.elements import State, missing, of_claim, of_order
+from experiments.page.elements import State, missing, of_claim
 from experiments.studies.robustness import attack_cell
 
 PANELS = "white noise", "PGD", "CW"
@@ -62,10 +62,10 @@ def medians(folder: str, value: str) -> list[list[float]]:
 def claim(folder: str, problem: Problem, full_seeds: int = 5) -> tuple[State, str]:
     """The median CW distance rises with lambda_jr, from the smallest to the greatest that ran."""
     found = values(folder)
-    cw = [medians(folder, value)[-1] for value in found]
+    cw = [results.by_seed(f"{folder}/CW-{value}") for value in found]
     if len(found) < 2 or not all(cw):
         return missing(results.names(f"{folder}/*"))
-    rises = lambda: [of_order(high, low) for low, high in itertools.pairwise(cw)]
+    rises = lambda: [results.paired(low, high, results.median) for low, high in itertools.pairwise(cw)]
     return of_claim(f"{folder}/CW-{found[-1]}", rises, problem.num_steps, full_seeds)
 
 

@@ -47,11 +47,11 @@ def function(name: str, value: Any, arguments: Sequence[str] | None = ("x",), hi
         raise TypeError(f"{name} must be callable{call}{hint}, got {own}") from None
 
 
-def pair(found: Any, name: str, form: str) -> tuple[Any, Any]:
+def pair(name: str, found: Any, form: str) -> tuple[Any, Any]:
     """What a user's function gave, where it shall give two things.
 
     Example:
-        >>> pair((1.0, {}), "objective", "(losses, metrics)")
+        >>> pair("objective", (1.0, {}), "(losses, metrics)")
         (1.0, {})
 
     Raises:
@@ -76,8 +76,8 @@ def of_form(loss: Callable[..., Any]) -> Callable[..., Any]:
     form = "(loss, (model_state, metrics)), metrics a dict"
 
     def looked_at(*arguments: Any) -> Any:
-        value, rest = pair(loss(*arguments), "loss", form)
-        model_state, metrics = pair(rest, "loss", form)
+        value, rest = pair("loss", loss(*arguments), form)
+        model_state, metrics = pair("loss", rest, form)
         if not isinstance(metrics, Mapping):
             raise TypeError(f"loss must give {form}, got metrics of type {type(metrics).__name__}")
         return value, (model_state, metrics)
