@@ -5,6 +5,7 @@ import gc
 import inspect
 import itertools
 import os
+import threading
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src import compiler, monitoring  # to choose how programs are compiled, and to count compilations
+from jax._src.interpreters import mlir
 
 ROOT = Path(__file__).resolve().parents[1]
 NEIGHBOURING_DATA = ROOT.parent / "shared" / "data" / "tensorflow_datasets"
@@ -41,6 +43,19 @@ REQUIRED = os.environ.get("JACREG_REQUIRE", "").split(",")  # set by .ci/run: no
 jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache" / "tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+_new_context, _contexts = mlir.make_ir_context, threading.local()
+
+
+def _shared_context(programs=50):
+    """A context of MLIR for each so many programs of a thread: making and freeing one costs as much as tracing."""
+    if getattr(_contexts, "left", 0) == 0:
+        _contexts.context, _contexts.left = _new_context(), programs
+    _contexts.left -= 1
+    return _contexts.context
+
+
+mlir.make_ir_context = _shared_context
 
 gc.set_threshold(100_000, 20, 100)  # a twentieth of the suite's time went into looking for garbage among programs
 
