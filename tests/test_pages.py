@@ -253,7 +253,7 @@ def test_every_element_has_a_state():
     states = {element.name: element.state()[0] for element in found}
     said = {element.name: element.state()[1] for element in found}
     assert set(states.values()) <= set(elements.State.__args__)
-    assert states["Figure 2"] == "shortened"
+    assert states["Figure 2"] == "unsettled", "one model of each penalty"
     assert states["Figure 1"] == "unsettled", "one model"
     assert states["Figure S7"] == "not run"
     assert states["Figure S6, DDNet"] == "shortened"

@@ -136,9 +136,9 @@ def test_diffs_are_short():
     assert {"keras.md", "batch_norm.md", "tokens.md", "regression.md", "sweeps.md"} < set(changed)
 
 
-# others of the fast suite take the same paths: table2 and demo train, demo attacks, figure3 draws and compares
+# others of the fast suite take the same paths: table2 and demo train, demo attacks, figure_s5 draws and compares
 SLOW = ("beyond_attacks", "figure1", "figure2", "figure_s3", "figure_s4", "figure_s6", "table3", "worst_case")
-SLOW += ("beyond_probes", "cost", "data_order", "dropout_in_penalty", "figure_s5", "relu_study", "sceptic", "table1")
+SLOW += ("beyond_probes", "cost", "data_order", "dropout_in_penalty", "figure3", "relu_study", "sceptic", "table1")
 SLOW += ("verify",)
 ELSEWHERE = ("runbook", "figure_s7", "small_figure_s7")  # tests/test_experiments_paper.py
 EXPERIMENTS = [
