@@ -73,7 +73,7 @@ def old_function(name: str) -> Callable[..., Any]:
         f, x, key=None, *, num_projections=1, probe="sphere", sample_fraction=1.0, chunk_size=None, has_aux=False
     ):
         if num_projections == "exact":
-            reduce = lambda z, vjp, x, key: mean_norm.mean_exact(z, vjp, x, chunk_size=chunk_size)
+            reduce = functools.partial(mean_norm.mean_exact, chunk_size=chunk_size)
         else:
             options = {"num_projections": num_projections, "probe": probe, "chunk_size": chunk_size}
             reduce = functools.partial(mean_norm.mean_projected, **options)

@@ -33,10 +33,10 @@ def mean_projected(
     return mean / num_projections, norms / num_projections
 
 
-def mean_exact(z: PyTree, vjp: VJP, x: PyTree, *, chunk_size: int | None) -> MeanAndNorms:
+def mean_exact(z: PyTree, vjp: VJP, x: PyTree, key: Any = None, *, chunk_size: int | None) -> MeanAndNorms:
     """Batch mean of sum_c ||J^T e_c||^2, and the [B] norms for statistics, without a gradient.
 
-    Arguments and errors as `exact_from_vjp`; chunk_size as `accumulated_mean`.
+    Arguments and errors as `exact_from_vjp`; chunk_size as `accumulated_mean`. It draws nothing from the key.
     """
     inputs = Rows(x, "x")
     outputs = Rows(z, "f(x)", batch=inputs.batch)

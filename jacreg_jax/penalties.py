@@ -10,7 +10,7 @@ gradient, for statistics. Any function of these arguments is a penalty too.
 import dataclasses
 import inspect
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias
 
 import jax
@@ -21,6 +21,7 @@ from jacreg_jax.bound_model import BoundModel as BoundModel
 from jacreg_jax.mean_norm import mean_exact, mean_projected
 from jacreg_jax.penalty import depends_on_argument, on_random_rows, value_and
 from jacreg_jax.probes import PROBES, Probe
+from jacreg_jax.programs import once
 from jacreg_jax.types import Apply, Function, PyTree
 
 Penalty: TypeAlias = Callable[..., tuple[Any, jax.Array, jax.Array]]  # (f, x, y, keys) -> (f(x), mean, norms)
@@ -81,9 +82,9 @@ def projected(num_projections: int = 1, probe: Probe = "sphere", chunk_size: int
     checks.count("num_projections", num_projections)
     checks.optional_count("chunk_size", chunk_size)
     checks.one_of("probe", probe, PROBES)
-    reduce = partial(mean_projected, num_projections=num_projections, probe=probe, chunk_size=chunk_size)
     words = (num_projections, probe) if chunk_size is None else (num_projections, probe, chunk_size)
-    return _Made(partial(_penalise, reduce), f"projected{words}")
+    options = {"num_projections": num_projections, "probe": probe, "chunk_size": chunk_size}
+    return _Made(_compiled_once(mean_projected, **options), f"projected{words}")
 
 
 def exact(chunk_size: int | None = None) -> Penalty:
@@ -104,8 +105,8 @@ def exact(chunk_size: int | None = None) -> Penalty:
         36.0
     """
     checks.optional_count("chunk_size", chunk_size)
-    reduce = lambda z, vjp, x, key: mean_exact(z, vjp, x, chunk_size=chunk_size)
-    return _Made(partial(_penalise, reduce), f"exact({'' if chunk_size is None else chunk_size})")
+    words = "" if chunk_size is None else chunk_size
+    return _Made(_compiled_once(mean_exact, chunk_size=chunk_size), f"exact({words})")
 
 
 def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
@@ -146,7 +147,7 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
         given = {name: {"y": y, "key": keys}[name] for name in names if name not in options}
         _tell_of_batch_statistics(f, x)
         with jax.named_scope("jacobian_penalty"):
-            norms = function(_output(f), x, **given, **options)
+            norms = function(f.output if isinstance(f, BoundModel) else f, x, **given, **options)
         rows = jax.tree.leaves(x)[0].shape[:1]
         if jnp.shape(norms) != rows:
             raise ValueError(f"function must give one value for each sample, {rows}, got shape {jnp.shape(norms)}")
@@ -268,6 +269,14 @@ def checked(penalty: Any) -> Penalty:
     return _Made(looked_at, repr(penalty), is_checked=True)
 
 
+@lru_cache(maxsize=64)
+def _compiled_once(reduce: Any, **options: Any) -> Penalty:
+    """The penalty of a reduction; a call on a function and concrete arrays, outside of a train step, compiles once."""
+    penalise = partial(_penalise, partial(reduce, **options))
+    eager = once(penalise)
+    return lambda f, *rows: (penalise if isinstance(f, BoundModel) else eager)(f, *rows)
+
+
 def _penalise(reduce: Any, f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
     """The penalty of a reduction of (z, vjp, x, keys) to (mean, norms); labels do not matter."""
     del y
@@ -288,7 +297,3 @@ def _tell_of_batch_statistics(f: Function, x: PyTree) -> None:
 
 def _split(found: tuple[Any, jax.Array, jax.Array]) -> tuple[Any, tuple[jax.Array, jax.Array]]:
     return found[0], (found[1], found[2])
-
-
-def _output(f: Function) -> Function:
-    return f.output if isinstance(f, BoundModel) else f

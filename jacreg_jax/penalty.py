@@ -104,8 +104,7 @@ def value_and_exact_penalty(
         >>> penalty
         Array(36., dtype=float32)
     """
-    reduce = lambda z, vjp, x, key: mean_exact(z, vjp, x, chunk_size=chunk_size)
-    value, (mean, _) = value_and(reduce, f, x, None, has_aux=has_aux)
+    value, (mean, _) = value_and(partial(mean_exact, chunk_size=chunk_size), f, x, None, has_aux=has_aux)
     return value, mean
 
 

@@ -15,6 +15,7 @@ from jacreg_jax import checks
 from jacreg_jax.jacobian import exact_frobenius_sq, projected_frobenius_sq
 from jacreg_jax.keys import normal_like, sample_keys
 from jacreg_jax.probes import sample_probes
+from jacreg_jax.programs import once
 from jacreg_jax.rows import Rows, at_least_float32, batch_size, sum_sq
 from jacreg_jax.types import Array, Float, Function, Int, PyTree
 
@@ -138,7 +139,7 @@ def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: fl
     return 2 * directional - jax.lax.stop_gradient(directional)
 
 
-@checks.pure
+@once
 def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: int = 5) -> Float[Array, " B"]:
     """sigma_max(J)^2 by power iteration on J J^T, the vector held fixed in the gradient; cost 2 + 2 k / 3.
 
@@ -166,8 +167,7 @@ def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: 
     """
     checks.function("f", f)
     checks.count("num_iterations", num_iterations)
-    batch, fixed = batch_size(x), jax.lax.stop_gradient(x)
-    z, vjp = jax.vjp(f, x)
+    batch, fixed, (z, vjp) = batch_size(x), jax.lax.stop_gradient(x), jax.vjp(f, x)
     outputs = Rows(z, "f(x)", batch=batch)
     unit = lambda u: u / jnp.maximum(jnp.linalg.norm(u, axis=1, keepdims=True), 1e-30)
 

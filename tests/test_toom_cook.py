@@ -18,7 +18,6 @@ from jacreg_jax.convolution.form import NHWC, Geometry
 from jacreg_jax.convolution.space_to_depth import unstrided
 from jacreg_jax.convolution.tiles import Tiles
 from jacreg_jax.convolution.toom_cook import transforms
-from tests.conftest import optimized
 from tests.reference import vjp_penalty as penalty
 
 SAME, VALID = ((1, 1), (1, 1)), ((0, 0), (0, 0))
