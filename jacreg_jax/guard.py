@@ -1,5 +1,6 @@
 """A compiled step that looks at its batch before it runs: at its form always, at labels where they are new."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,12 +22,15 @@ class Guarded:
 
     def __init__(self, compiled: Callable[..., Any], data_of: Callable[..., Any], traced: list[Deferred]):
         self.compiled, self.data_of, self.traced = compiled, data_of, traced
+        self._takes = inspect.signature(data_of)
         self._tests: dict[Any, list[Deferred]] = {}  # by the kind of state and data that was traced
         self._kind: Any = None  # of the last call
         self._seen: dict[str, Any] = {}  # arrays that passed, held so that their identity stays theirs
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
         """Test, and call; what the first call of a kind traced is tested behind it."""
+        if named or len(arguments) != len(self._takes.parameters):
+            arguments = self._bound(*arguments, **named)
         data = by_name(self.data_of(*arguments))
         kind = _model(arguments[0]), *((k, np.shape(v), _dtype(v)) for k, v in data.items() if hasattr(v, "dtype"))
         if kind != self._kind:
@@ -42,6 +46,12 @@ class Guarded:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.compiled, name)
+
+    def _bound(self, *arguments: Any, **named: Any) -> tuple[Any, ...]:
+        try:
+            return self._takes.bind(*arguments, **named).args
+        except TypeError as error:
+            raise TypeError(f"a step takes ({', '.join(self._takes.parameters)}): {error}") from None
 
     def _look(self, data: Mapping[str, Any], tests: list[Deferred]) -> None:
         values = {name: v for name, v in data.items() if _is_at_hand(v)}

@@ -130,12 +130,11 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
         >>> norms.shape
         (2,)
     """
-    if not callable(function):
-        raise TypeError(f"function must be callable as (f, x, ...) -> [B], got {type(function).__name__}")
+    parameters = checks.parameters("function", function, "(f, x, ...) -> [B]")
     makers: tuple[Any, ...] = (projected, exact, of, on_part, of_model)
     if function in makers:
         raise TypeError(f"function must give one value for each sample, got {function.__name__}, which makes a penalty")
-    names = [name for name in ("y", "key") if name in inspect.signature(function).parameters]
+    names = [name for name in ("y", "key") if name in parameters]
     inspect.signature(function).bind(None, None, **dict.fromkeys(names) | options)  # TypeError names what is missing
 
     def penalty(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:

@@ -70,9 +70,9 @@ class JointLoss:
         if isinstance(coefficient, TargetNorm):
             coefficient = coefficient.lambda_jr(state).astype(metrics["penalty"].dtype)
             metrics |= self._held_out(model, batch, keys, metrics["penalty"])
+        value = joint_loss(supervised, self.penalty_times * penalty, lambda_jr=coefficient)
         if not self._is_constant:
             metrics["lambda_jr"] = jnp.asarray(coefficient, metrics["penalty"].dtype)
-        value = joint_loss(supervised, self.penalty_times * penalty, lambda_jr=coefficient)
         return value, (model_state, metrics)
 
     def with_penalty_times(self, times: float) -> "JointLoss":

@@ -68,7 +68,7 @@ def init_state(params: PyTree, optimizer: Optimizer, key: jax.Array, model_state
         TrainState.
 
     Raises:
-        TypeError: key is not a typed key, optimizer no optax transformation; a leaf of params is not floating point.
+        TypeError: key is not a typed key, optimizer no optax transformation; params or model_state of other leaves.
 
     Example:
         >>> state = init_state({"w": jnp.ones(3)}, optax.sgd(0.1), jax.random.key(0))
@@ -77,7 +77,7 @@ def init_state(params: PyTree, optimizer: Optimizer, key: jax.Array, model_state
     """
     check_key(key)
     check_optimizer(optimizer)
-    checks.trainable(params)
+    checks.trainable(params, model_state)
     params, model_state = jax.tree.map(_copy, (params, {} if model_state is None else model_state))
     opt_state = jax.tree.map(_copy, optimizer.init(params))  # may hold params themselves
     return TrainState(params, opt_state, model_state, jnp.zeros((), jnp.int32), _copy(key))

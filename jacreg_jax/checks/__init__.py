@@ -25,6 +25,7 @@ from jacreg_jax.checks.functions import (
     items as items,
     of_form as of_form,
     pair as pair,
+    parameters as parameters,
     pure as pure,
 )
 from jacreg_jax.checks.numbers import (

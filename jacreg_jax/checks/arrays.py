@@ -273,12 +273,16 @@ def _inside(x: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
         )
 
 
-def trainable(params: Any) -> None:
-    """Parameters that have a gradient.
+def trainable(params: Any, model_state: Any = None) -> None:
+    """Parameters that have a gradient, and a state of arrays beside them.
 
     Raises:
-        TypeError: a leaf is not floating point; it is named.
+        TypeError: a leaf of params is not floating point, or one of model_state no array; it is named.
     """
+    for path, leaf in jax.tree.leaves_with_path(model_state):
+        if not isinstance(leaf, jax.Array | np.ndarray | np.generic | bool | int | float | complex):
+            where = jax.tree_util.keystr(path) or "the top"
+            raise TypeError(f"model_state must hold arrays, got {type(leaf).__name__} at {where}")
     for path, leaf in jax.tree.leaves_with_path(params):
         if not jnp.issubdtype(dtype := getattr(leaf, "dtype", type(leaf)), jnp.inexact):
             where = jax.tree_util.keystr(path) or "the top"

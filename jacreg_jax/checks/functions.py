@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import jax
+import numpy as np
+from jax.tree_util import keystr
 
 from jacreg_jax.checks.words import what
 
@@ -47,6 +49,24 @@ def function(name: str, value: Any, arguments: Sequence[str] | None = ("x",), hi
         raise TypeError(f"{name} must be callable{call}{hint}, got {own}") from None
 
 
+def parameters(name: str, value: Any, form: str) -> Mapping[str, inspect.Parameter]:
+    """The parameters of a callable, by name.
+
+    Example:
+        >>> list(parameters("function", lambda f, x: x, "(f, x)"))
+        ['f', 'x']
+
+    Raises:
+        TypeError: it cannot be called, or is one of Python's own, which do not say what they take.
+    """
+    if not callable(value):
+        raise TypeError(f"{name} must be callable as {form}, got {type(value).__name__}")
+    try:
+        return inspect.signature(value).parameters
+    except ValueError:
+        raise TypeError(f"{name} must be callable as {form}, got {value!r}, which does not say what it takes") from None
+
+
 def pair(name: str, found: Any, form: str) -> tuple[Any, Any]:
     """What a user's function gave, where it shall give two things.
 
@@ -72,14 +92,20 @@ def of_form(loss: Callable[..., Any]) -> Callable[..., Any]:
 
     Raises:
         TypeError: in a call, it gives something else.
+        ValueError: in a call, it gives a model_state of other shapes than it got.
     """
     form = "(loss, (model_state, metrics)), metrics a dict"
+    shapes = lambda tree: {keystr(path) or "the top": np.shape(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
-    def looked_at(*arguments: Any) -> Any:
-        value, rest = pair("loss", loss(*arguments), form)
+    def looked_at(params: Any, state: Any, batch: Any, keys: Any) -> Any:
+        value, rest = pair("loss", loss(params, state, batch, keys), form)
         model_state, metrics = pair("loss", rest, form)
         if not isinstance(metrics, Mapping):
             raise TypeError(f"loss must give {form}, got metrics of type {type(metrics).__name__}")
+        came, gives = shapes(getattr(state, "model_state", model_state)), shapes(model_state)
+        for at in sorted(name for name, _ in came.items() ^ gives.items()):
+            got = f"{came.get(at, 'nothing')} came at {at}, and it gives {gives.get(at, 'nothing')}"
+            raise ValueError(f"loss must give a model_state of the shapes of the one in state: {got}")
         return value, (model_state, metrics)
 
     return looked_at

@@ -1,5 +1,6 @@
 """flax.linen modules."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from jacreg_jax.functional import Functional
@@ -32,8 +33,9 @@ def from_linen(module: Any, variables: Any, **options: Any) -> Functional:
     from flax import linen
 
     require(isinstance(module, linen.Module), "flax.linen.Module", module, "module")
-    if "params" not in variables:
-        raise ValueError(f"variables must hold 'params', got {sorted(variables)}")
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        got = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
+        raise ValueError(f"variables must hold 'params', as module.init gives them, got {got}")
     from jacreg_jax.models import apply as linen_apply
 
     state = {name: collection for name, collection in variables.items() if name != "params"}

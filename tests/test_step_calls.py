@@ -1,0 +1,62 @@
+"""Steps, states and variables that are called or made in a wrong way say so in the library's words."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from jacreg_jax import interop, penalties, training
+
+
+def one_step(apply=lambda p, s, x, k: (x @ p["w"], s), **options):
+    """(step, state, batch) of a linear classifier."""
+    loss = training.classification_loss(apply, **options)
+    state = training.init_state({"w": jnp.ones((3, 2))}, training.sgd(0.1), jax.random.key(0))
+    batch = {"image": jnp.ones((4, 3)), "label": jnp.zeros(4, int)}
+    return training.make_train_step(loss, training.sgd(0.1), donate=False), state, batch
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda step, state, batch: step(state), TypeError, r"a step takes \(state, batch\): missing .* 'batch'"),
+        (lambda step, state, batch: step(state, batch, batch), TypeError, r"a step takes \(state, batch\): too many"),
+        (lambda step, state, batch: step(state, data=batch), TypeError, r"a step takes \(state, batch\): missing"),
+    ],
+    ids=["no batch", "two batches", "another name"],
+)
+def test_a_step_says_what_it_takes(call, error, words):
+    with pytest.raises(error, match=words):
+        call(*one_step())
+
+
+def test_a_step_takes_its_batch_by_name():
+    step, state, batch = one_step()
+    assert float(step(state=state, batch=batch)[1]["loss"]) == float(step(state, batch)[1]["loss"])
+
+
+@pytest.mark.parametrize("given", [{}, {"new": jnp.zeros(())}, {"new": jnp.zeros((3, 1))}], ids=str)
+def test_a_model_state_of_other_shapes(given):
+    """A state that grows would be broadcast, and compile anew in the next step."""
+    step, state, batch = one_step(apply=lambda p, s, x, k: (x @ p["w"], {"new": jnp.zeros(3)}))
+    with pytest.raises(
+        ValueError, match=r"of the shapes of the one in state: .* came at \['new'\], and it gives \(3,\)"
+    ):
+        step(state._replace(model_state=given), batch)
+    step(state._replace(model_state={"new": jnp.ones(3)}), batch)
+
+
+@pytest.mark.parametrize("coefficient", [None, "a"])
+def test_a_schedule_that_gives_no_number(coefficient):
+    step, state, batch = one_step(lambda_jr=lambda step: coefficient)
+    with pytest.raises(TypeError, match="lambda_jr must be a real number, got"):
+        step(state, batch)
+
+
+def test_states_and_variables_that_are_none():
+    with pytest.raises(TypeError, match="model_state must hold arrays, got str at the top"):
+        training.init_state({"w": jnp.ones(3)}, training.sgd(0.1), jax.random.key(0), "abc")
+    with pytest.raises(ValueError, match="variables must hold 'params', as module.init gives them, got NoneType"):
+        interop.from_linen(nn.Dense(2), None)
+    with pytest.raises(TypeError, match=r"function must be callable as \(f, x, ...\) -> \[B\], got .*max"):
+        penalties.of(max)
