@@ -56,7 +56,7 @@ def test_a_schedule_that_gives_no_number(coefficient):
 def test_states_and_variables_that_are_none():
     with pytest.raises(TypeError, match="model_state must hold arrays, got str at the top"):
         training.init_state({"w": jnp.ones(3)}, training.sgd(0.1), jax.random.key(0), "abc")
-    with pytest.raises(ValueError, match="variables must hold 'params', as module.init gives them, got NoneType"):
+    with pytest.raises(ValueError, match="variables must hold 'params', got NoneType"):
         interop.from_linen(nn.Dense(2), None)
     with pytest.raises(TypeError, match=r"function must be callable as \(f, x, ...\) -> \[B\], got .*max"):
         penalties.of(max)

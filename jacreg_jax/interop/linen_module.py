@@ -35,7 +35,7 @@ def from_linen(module: Any, variables: Any, **options: Any) -> Functional:
     require(isinstance(module, linen.Module), "flax.linen.Module", module, "module")
     if not isinstance(variables, Mapping) or "params" not in variables:
         got = sorted(variables) if isinstance(variables, Mapping) else type(variables).__name__
-        raise ValueError(f"variables must hold 'params', as module.init gives them, got {got}")
+        raise ValueError(f"variables must hold 'params', got {got}")
     from jacreg_jax.models import apply as linen_apply
 
     state = {name: collection for name, collection in variables.items() if name != "params"}
