@@ -27,7 +27,7 @@ class Config:
     """Which model."""
 
     cell: Annotated[str, tyro.conf.Positional] = "table1/1-none"
-    """A file of the results, without its .json: table1/1-none, 15000-steps/figure_s6/clean-0.01."""
+    """A file of the results, without its .json: table1/1-none, 15000-steps/figure_s3/CW-none."""
     seed: int = 0
     """Of the model; one that the file holds."""
     results: Path = RESULTS
