@@ -89,14 +89,9 @@ def table() -> str:
     rows = []
     for name in VARIANTS:
         found = list(ends(name).values())
-        rows.append(
-            [
-                name,
-                results.steps(results.config(file(name))["recipe"]) if found else "not run",
-                results.spread(list(map(results.percent, found)), 2),
-                results.spread(list(map(results.norm, found)), 3),
-            ]
-        )
+        steps = results.steps(results.config(file(name))["recipe"]) if found else "not run"
+        values = (list(map(results.percent, found)), 2), (list(map(results.norm, found)), 3)
+        rows.append([name, steps, *(results.spread(*of) for of in values)])
     return results.table(["penalty", "steps", "test accuracy, %", "‖J‖_F"], rows)
 
 
