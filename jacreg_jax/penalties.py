@@ -10,7 +10,7 @@ gradient, for statistics. Any function of these arguments is a penalty too.
 import dataclasses
 import inspect
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -83,8 +83,8 @@ def projected(num_projections: int = 1, probe: Probe = "sphere", chunk_size: int
     checks.optional_count("chunk_size", chunk_size)
     checks.one_of("probe", probe, PROBES)
     words = (num_projections, probe) if chunk_size is None else (num_projections, probe, chunk_size)
-    options = {"num_projections": num_projections, "probe": probe, "chunk_size": chunk_size}
-    return _Made(_compiled_once(mean_projected, **options), f"projected{words}")
+    options: Any = {"num_projections": num_projections, "probe": probe, "chunk_size": chunk_size}
+    return _Made(partial(_of_reduction, reduce=mean_projected, **options), f"projected{words}")
 
 
 def exact(chunk_size: int | None = None) -> Penalty:
@@ -106,7 +106,7 @@ def exact(chunk_size: int | None = None) -> Penalty:
     """
     checks.optional_count("chunk_size", chunk_size)
     words = "" if chunk_size is None else chunk_size
-    return _Made(_compiled_once(mean_exact, chunk_size=chunk_size), f"exact({words})")
+    return _Made(partial(_of_reduction, reduce=mean_exact, chunk_size=chunk_size), f"exact({words})")
 
 
 def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
@@ -268,21 +268,23 @@ def checked(penalty: Any) -> Penalty:
     return _Made(looked_at, repr(penalty), is_checked=True)
 
 
-@lru_cache(maxsize=64)
-def _compiled_once(reduce: Any, **options: Any) -> Penalty:
-    """The penalty of a reduction; a call on a function and concrete arrays, outside of a train step, compiles once."""
-    penalise = partial(_penalise, partial(reduce, **options))
-    eager = once(penalise)
-    return lambda f, *rows: (penalise if isinstance(f, BoundModel) else eager)(f, *rows)
+def _of_reduction(f: Function, *rows: Any, **options: Any) -> tuple[Any, jax.Array, jax.Array]:
+    """A penalty by a reduction; on a plain function and concrete arrays it compiles once."""
+    return (_penalise if isinstance(f, BoundModel) else _penalise_once)(f, *rows, **options)
 
 
-def _penalise(reduce: Any, f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
+def _penalise(
+    f: Function, x: PyTree, y: PyTree, keys: Any, *, reduce: Any, **options: Any
+) -> tuple[Any, jax.Array, jax.Array]:
     """The penalty of a reduction of (z, vjp, x, keys) to (mean, norms); labels do not matter."""
     del y
     inside = f.differentiated() if isinstance(f, BoundModel) else f
     _tell_of_batch_statistics(f, x)
-    value, (mean, norms) = value_and(reduce, inside, x, keys, has_aux=isinstance(f, BoundModel))
+    value, (mean, norms) = value_and(partial(reduce, **options), inside, x, keys, has_aux=isinstance(f, BoundModel))
     return value, mean, norms
+
+
+_penalise_once = once(_penalise)
 
 
 def _tell_of_batch_statistics(f: Function, x: PyTree) -> None:

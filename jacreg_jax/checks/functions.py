@@ -103,7 +103,8 @@ def of_form(loss: Callable[..., Any]) -> Callable[..., Any]:
         if not isinstance(metrics, Mapping):
             raise TypeError(f"loss must give {form}, got metrics of type {type(metrics).__name__}")
         came, gives = shapes(getattr(state, "model_state", model_state)), shapes(model_state)
-        for at in sorted(name for name, _ in came.items() ^ gives.items()):
+        if came != gives:
+            at = min(name for name, _ in came.items() ^ gives.items())
             got = f"{came.get(at, 'nothing')} came at {at}, and it gives {gives.get(at, 'nothing')}"
             raise ValueError(f"loss must give a model_state of the shapes of the one in state: {got}")
         return value, (model_state, metrics)
