@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
@@ -21,9 +22,10 @@ def one_step(apply=lambda p, s, x, k: (x @ p["w"], s), **options):
     [
         (lambda step, state, batch: step(state), TypeError, r"a step takes \(state, batch\): missing .* 'batch'"),
         (lambda step, state, batch: step(state, batch, batch), TypeError, r"a step takes \(state, batch\): too many"),
+        (lambda step, state, batch: step(state, batch, seed=1), TypeError, r"a step takes \(state, batch\): .* 'seed'"),
         (lambda step, state, batch: step(state, data=batch), TypeError, r"a step takes \(state, batch\): missing"),
     ],
-    ids=["no batch", "two batches", "another name"],
+    ids=["no batch", "two batches", "one more name", "another name"],
 )
 def test_a_step_says_what_it_takes(call, error, words):
     with pytest.raises(error, match=words):
@@ -60,3 +62,19 @@ def test_states_and_variables_that_are_none():
         interop.from_linen(nn.Dense(2), None)
     with pytest.raises(TypeError, match=r"function must be callable as \(f, x, ...\) -> \[B\], got .*max"):
         penalties.of(max)
+
+
+@pytest.mark.parametrize("penalty", [penalties.exact(), penalties.projected(2)], ids=repr)
+def test_a_loss_outside_of_jit_is_the_one_inside(penalty, key):
+    """A model with a state: its output is what is penalised, the state beside it is not."""
+    apply = lambda p, s, x, k: (x @ p["w"], {"mean": 100 * x[0]})
+    penalty = penalties.of_model(apply, penalty)
+    loss = training.classification_loss(apply, penalty=penalty, lambda_jr=0.1)
+    params, batch = {"w": jax.random.normal(key, (3, 2))}, {"image": jnp.ones((4, 3)), "label": jnp.zeros(4, int)}
+    state = training.init_state(params, training.sgd(0.1), key, {"mean": jnp.zeros(3)})
+    arguments = params, state, batch, jax.random.split(key, 4)
+    (value, (_, metrics)), (expected, (_, found)) = loss(*arguments), jax.jit(loss)(*arguments)
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(metrics["penalty"], found["penalty"], rtol=1e-6)
+    if "exact" in repr(penalty):
+        np.testing.assert_allclose(metrics["penalty"], jnp.sum(params["w"] ** 2), rtol=1e-5)
