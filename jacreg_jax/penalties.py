@@ -8,7 +8,6 @@ gradient, for statistics. Any function of these arguments is a penalty too.
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias
@@ -130,12 +129,12 @@ def of(function: Callable[..., jax.Array], **options: Any) -> Penalty:
         >>> norms.shape
         (2,)
     """
-    parameters = checks.parameters("function", function, "(f, x, ...) -> [B]")
+    takes = checks.signature("function", function, "(f, x, ...) -> [B]")
     makers: tuple[Any, ...] = (projected, exact, of, on_part, of_model)
     if function in makers:
         raise TypeError(f"function must give one value for each sample, got {function.__name__}, which makes a penalty")
-    names = [name for name in ("y", "key") if name in parameters]
-    inspect.signature(function).bind(None, None, **dict.fromkeys(names) | options)  # TypeError names what is missing
+    names = [name for name in ("y", "key") if name in takes.parameters]
+    takes.bind(None, None, **dict.fromkeys(names) | options)  # TypeError names what is missing
 
     def penalty(f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
         if isinstance(f, BoundModel) and hasattr(f.apply, "inside"):

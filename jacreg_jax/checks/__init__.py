@@ -25,8 +25,8 @@ from jacreg_jax.checks.functions import (
     items as items,
     of_form as of_form,
     pair as pair,
-    parameters as parameters,
     pure as pure,
+    signature as signature,
 )
 from jacreg_jax.checks.numbers import (
     at_least as at_least,

@@ -39,22 +39,22 @@ def function(name: str, value: Any, arguments: Sequence[str] | None = ("x",), hi
     if arguments is None:
         return
     try:
-        signature = inspect.signature(value)
+        takes = inspect.signature(value)
     except (TypeError, ValueError):  # no signature to look at
         return
     try:
-        signature.bind(*arguments)
+        takes.bind(*arguments)
     except TypeError:
-        own = f"{getattr(value, '__name__', type(value).__name__)}({', '.join(signature.parameters)})"
+        own = f"{getattr(value, '__name__', type(value).__name__)}({', '.join(takes.parameters)})"
         raise TypeError(f"{name} must be callable{call}{hint}, got {own}") from None
 
 
-def parameters(name: str, value: Any, form: str) -> Mapping[str, inspect.Parameter]:
-    """The parameters of a callable, by name.
+def signature(name: str, value: Any, form: str) -> inspect.Signature:
+    """What a callable takes.
 
     Example:
-        >>> list(parameters("function", lambda f, x: x, "(f, x)"))
-        ['f', 'x']
+        >>> signature("function", lambda f, x: x, "(f, x)")
+        <Signature (f, x)>
 
     Raises:
         TypeError: it cannot be called, or is one of Python's own, which do not say what they take.
@@ -62,7 +62,7 @@ def parameters(name: str, value: Any, form: str) -> Mapping[str, inspect.Paramet
     if not callable(value):
         raise TypeError(f"{name} must be callable as {form}, got {type(value).__name__}")
     try:
-        return inspect.signature(value).parameters
+        return inspect.signature(value)
     except ValueError:
         raise TypeError(f"{name} must be callable as {form}, got {value!r}, which does not say what it takes") from None
 
