@@ -94,6 +94,12 @@ def wait_after(number: int):
     time.sleep(10)
 
 
+@pytest.fixture(autouse=True)
+def no_alarm(monkeypatch):
+    """The tests' own process may take its time to end."""
+    monkeypatch.setattr(stopping.atexit, "register", lambda *_: None)
+
+
 def become_another(number: int):
     try:
         wait_after(number)
@@ -116,6 +122,24 @@ def test_an_error_that_a_signal_became_is_one_line_too(capsys):
     assert capsys.readouterr().err.count("\n") == 1
     with pytest.raises(RuntimeError, match="another"), stopping.in_one_line():
         raise RuntimeError("another")
+
+
+BUSY = """
+import os, signal, threading
+import jax, jax.numpy as jnp
+from experiments.lab import stopping
+stopping.PATIENCE = 1
+hours = jax.jit(lambda x: jax.lax.fori_loop(0, 10**9, lambda _, x: jnp.tanh(x @ x), x))
+with stopping.in_one_line():
+    hours(jnp.ones((100, 100)))
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+def test_a_stopped_process_does_not_wait_for_what_was_dispatched():
+    done = subprocess.run([sys.executable, "-c", BUSY], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGALRM
+    assert done.stderr == "stopped; the same command goes on from what it wrote\n"
 
 
 TWICE = """

@@ -5,7 +5,8 @@ Models:     the base of Figure S3, L2 and dropout, without and with the penalty,
             are trained where they are not in the runs folder.
 Time:       2 CPU cores and nothing beside it: a quarter of an hour for 40 images with trained models, most of it CW;
             an hour for 1,000 images of one model without CW.
-Leaves:     experiments/results/benchmark_ddnet_attacks_IMAGES_BACKEND.json
+Leaves:     experiments/results/benchmark_ddnet_attacks_IMAGES_BACKEND.json. An attack that it holds, of this machine
+            and these settings, is not run again.
 """
 
 import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
@@ -14,6 +15,7 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import jax
@@ -22,8 +24,8 @@ import tyro
 from tqdm import tqdm
 
 from experiments import RESULTS
-from experiments.benchmarks.rows import write
-from experiments.lab import distances, stopping, zoo
+from experiments.benchmarks.rows import machine, write
+from experiments.lab import distances, record, stopping, zoo
 from experiments.lab.options import Options, in_paragraphs
 from experiments.lab.problems import CIFAR10_DDNET, held_out
 from experiments.lab.recipes import defences
@@ -57,14 +59,28 @@ def rows_of(name: str, config: Config) -> Iterator[dict]:
     for attack in tqdm(config.attacks, desc=results.DEFENCE_NAMES[name], unit="attack", disable=None):
         start, row = time.perf_counter(), {"defence": name, "attack": attack}
         if attack == "ensemble":
-            row["attack"] = f"the ensemble, L2 {config.epsilon:g}"
+            row["attack"] = label(attack, config)
             chain = distances.ensemble("l2", config.num_queries)
             _, robust = evaluation.worst_case(chain, *data, epsilon=config.epsilon)
             row["robust"] = min(robust.values())
         else:
             found = evaluation.run_attack(partial(known[attack].function, **known[attack].options), *data)
             row["median"] = float(np.median(distances.l2_of(found, test["image"])))
-        yield row | {"seconds": time.perf_counter() - start}
+        yield row | {"seconds": time.perf_counter() - start, "commit": record.commit()}
+
+
+def label(attack: str, config: Config) -> str:
+    """As the table names it."""
+    return f"the ensemble, L2 {config.epsilon:g}" if attack == "ensemble" else attack
+
+
+def measured(path: Path, config: Config) -> list[dict]:
+    """The rows that path holds of this machine and of these settings, whatever attacks and defences were asked for."""
+    found = record.kept(path, record.read_json)
+    settings = lambda c: {k: v for k, v in c.items() if k not in ("attacks", "defences")}
+    if found is None or found["machine"] != machine() or settings(found["config"]) != settings(vars(config)):
+        return []
+    return found["rows"]
 
 
 def table() -> str:
@@ -90,12 +106,15 @@ TABLES = {"ddnet_attacks": table}
 
 
 def main(config: Config):
-    """Attack every model, write the result after each attack, print the table."""
-    rows = []
+    """Make every attack that is missing on every model, write the result after each, print the table."""
+    file = f"ddnet_attacks_{config.num_attacked}_{jax.default_backend()}"
+    rows = measured(RESULTS / f"benchmark_{file}.json", config)
+    done = {(row["defence"], row["attack"]) for row in rows}
     for name in config.defences:
-        for row in rows_of(name, config):
+        missing = tuple(attack for attack in config.attacks if (name, label(attack, config)) not in done)
+        for row in rows_of(name, dataclasses.replace(config, attacks=missing)) if missing else ():
             rows.append(row)
-            write(f"ddnet_attacks_{config.num_attacked}_{jax.default_backend()}", rows, config)
+            write(file, rows, dataclasses.replace(config, defences=tuple(dict.fromkeys(r["defence"] for r in rows))))
     print(table())
 
 

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: one line and the usual exit status, no traceback; a second one ends the process at once."""
 
+import atexit
 import contextlib
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+PATIENCE = 10  # seconds that a stopped process has to end in
 
 
 class Stopped(SystemExit):
@@ -34,7 +36,7 @@ def deferred() -> Iterator[Signal]:
 
 @contextlib.contextmanager
 def in_one_line(line: str = "stopped; the same command goes on from what it wrote") -> Iterator[None]:
-    """A first signal ends the work inside, with a line on stderr."""
+    """A first signal ends the work inside, with a line on stderr; what XLA still computes then is not waited for."""
 
     def stop(number):
         raise Stopped(number, line)
@@ -50,7 +52,16 @@ def in_one_line(line: str = "stopped; the same command goes on from what it wrot
             else:
                 raise
             print(line, file=sys.stderr, flush=True)
+            atexit.register(_end_within, PATIENCE)
             sys.exit(code)
+
+
+def _end_within(seconds: int) -> None:
+    """Let the kernel end this process then: on its way out JAX waits for all that was dispatched, which no thread of
+    Python can interrupt.
+    """
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(seconds)
 
 
 @contextlib.contextmanager
