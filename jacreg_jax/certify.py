@@ -175,7 +175,7 @@ def interval_radius(
     y: ArrayLike,
     *,
     num_bisections: int = 20,
-    largest: float = 1.0,
+    largest: ArrayLike = 1.0,
     bounds: checks.Bounds | None = (0.0, 1.0),
 ) -> Array:
     """L-infinity radius within which interval arithmetic proves argmax f = y, found by bisection; [B].
@@ -189,7 +189,7 @@ def interval_radius(
         x: raw pixels [B, ...] within bounds.
         y: integer labels [B].
         num_bisections: halvings of (0, largest).
-        largest: upper end.
+        largest: upper end, a scalar; other values do not compile anew.
         bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to x, or None.
 
     Returns:

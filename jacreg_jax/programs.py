@@ -183,7 +183,7 @@ def called_once(function: Function, f: Function, shape: Any, *args: Any, **stati
 
 
 # numbers that may change without compiling
-SWEPT = {"epsilon", "sigma", "severity", "step_size", "init_epsilon", "initial_const"}
+SWEPT = {"epsilon", "sigma", "severity", "step_size", "init_epsilon", "initial_const", "largest"}
 CLASSES = {"target"}  # integers that may
 
 

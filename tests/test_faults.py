@@ -614,27 +614,28 @@ def test_no_array(x, key):
 
 
 def test_eager_calls_compile_once(key):
-    """Calls with other values of the input, of penalties made anew: nothing compiles after the first."""
+    """Calls with other inputs and other numbers, of penalties made anew: nothing compiles after the first."""
     w = jax.random.normal(key, (6, 4))
     f = lambda x: jnp.tanh(x @ w)
     compiled = []
     listener = lambda name, seconds, **facts: compiled.append(name) if "backend_compile" in name else None
     y, plane = jnp.arange(5) % 4, decision_cells.random_plane(jnp.zeros(6), key)
     at = lambda x: plane._replace(origin=x[0])
+    other = lambda x: 1 + float(x[0, 0]) ** 2
     calls = (
         lambda x: jr.value_and_exact_penalty(f, x),
         lambda x: jr.value_and_penalty(f, x, key, num_projections=3),
         lambda x: jr.exact_frobenius_sq(f, x, chunk_size=2),
-        lambda x: certify.noisy_counts(f, x, key, sigma=0.1, num_samples=4, chunk_size=2),
-        lambda x: certify.interval_radius(f, x, y, num_bisections=2, bounds=(-9, 9)),
-        lambda x: decision_cells.decision_cells(f, at(x), extent=1.0, resolution=3),
-        lambda x: decision_cells.boundary_distance(f, at(x), extent=1.0, num_rays=2, num_radii=2),
+        lambda x: certify.noisy_counts(f, x, key, sigma=other(x), num_samples=4, chunk_size=2),
+        lambda x: certify.interval_radius(f, x, y, num_bisections=2, largest=other(x), bounds=(-9, 9)),
+        lambda x: decision_cells.decision_cells(f, at(x), extent=other(x), resolution=3),
+        lambda x: decision_cells.boundary_distance(f, at(x), extent=other(x), num_rays=2, num_radii=2),
         lambda x: penalties.projected(2)(f, x, None, key),
         lambda x: penalties.exact(chunk_size=2)(f, x, None, None),
         lambda x: penalties.on_part(0.5, penalties.exact())(f, x, None, key),
         lambda x: relatives.spectral_norm_sq(f, x, key),
         lambda x: relatives.first_order_frobenius_sq(f, x, key),
-        lambda x: relatives.noise_consistency(f, x, key, sigma=1 + float(x[0, 0]) ** 2),
+        lambda x: relatives.noise_consistency(f, x, key, sigma=other(x)),
         lambda x: relatives.input_gradient_penalty(f, x, y),
         lambda x: relatives.target_jacobian_sq(f, x, jnp.ones((4, 6)), key, num_projections=2),
         lambda x: relatives.layerwise_frobenius_sq([f, jnp.tanh], x, key, num_projections=2),
