@@ -19,6 +19,11 @@ PENALTIES = {  # what a step costs in plain ones, by arithmetic, and the sizes o
 }
 # the base network with a smooth activation, where its own is not: the L1 norm of the input gradient asks for one
 SMOOTH = {CIFAR10_DDNET.name: CIFAR10_DDNET_GELU}
+RADII = {  # within which robust accuracy is asked for, by data set and norm
+    "mnist": {"linf": (0.1, 0.3), "l2": (1.0, 1.5, 2.0)},
+    "cifar10": {"linf": (2 / 255, 8 / 255), "l2": (0.25, 0.5)},
+}
+KINDS = ("clean", "worst", "smoothed", "corrupted")  # what is measured of each model
 NEAR = 1.0  # points of clean accuracy below the base that still count as equal
 
 
