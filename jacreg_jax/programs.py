@@ -7,6 +7,7 @@ become arguments; only where the program differs is anything compiled.
 
 import dataclasses
 import functools
+import inspect
 import itertools
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -15,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jacreg_jax import checks, signatures
 from jacreg_jax.concrete import Deferred, deferred
@@ -35,7 +36,7 @@ class _Program:
 
     def __init__(self, closed: ClosedJaxpr, shapes: Any, out_tree: Any) -> None:
         self.jaxpr, self.shapes, self.out_tree = closed.jaxpr, _kind(shapes), out_tree
-        self.held = _inner_constants(closed.jaxpr)  # alive, so that their ids stay theirs
+        self.held = signatures.inner_constants(closed.jaxpr)  # alive, so that their ids stay theirs
 
     def __call__(self, constants: list[Array], *args: PyTree) -> PyTree:
         if _kind(args) != self.shapes:
@@ -51,6 +52,7 @@ def _kind(args: PyTree) -> tuple[Any, ...]:
     return structure, *((tuple(leaf.shape), str(leaf.dtype)) for leaf in leaves)
 
 
+DEPTH = 8  # of wrappers that are looked through
 _programs: WeakKeyDictionary[Any, dict[Any, _Program]] = WeakKeyDictionary()
 
 
@@ -77,17 +79,20 @@ def _known(f: Function, *args: Any) -> Function | None:
     again = lambda *args: f(*args)  # f as another function: JAX keeps the trace of f, and the arrays of that time
     try:
         closed, out = jax.make_jaxpr(again, return_shape=True)(*shapes)
-        rules = signatures.of_rules(closed, again, shapes)
+        closed = _unwrapped(closed)
+        rules = signatures.of_rules(closed, shapes)
     except Exception:  # the real call says what is wrong
         return None
     text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
     if "callback" in text or any(isinstance(c, jax.core.Tracer) for c in closed.consts):
         return None
+    if " at 0x" in str(closed.jaxpr) and signatures.hides(closed.jaxpr):
+        return None
     out_tree = jax.tree.structure(out)
-    inner = tuple(id(c) for c in _inner_constants(closed.jaxpr))
+    inner = tuple(_inner_key(c) for c in signatures.inner_constants(closed.jaxpr))
     signature = text, _kind(shapes), out_tree, inner, rules
     try:
-        known = _programs.setdefault(getattr(f, "__code__", f), {})
+        known = _programs.setdefault(_code(f), {})
     except TypeError:  # no weak reference to it
         return None
     if signature not in known:
@@ -100,9 +105,28 @@ def fresh(f: Function) -> Function:
     return f if isinstance(f, jax.tree_util.Partial) else Partial(lambda *args: f(*args))
 
 
-def _inner_constants(jaxpr: Jaxpr) -> list[Any]:
-    """The arrays that calls within the program hold."""
-    return [c for program in signatures.inner(jaxpr) if isinstance(program, ClosedJaxpr) for c in program.consts]
+def _inner_key(constant: Any) -> Any:
+    """An array that calls within the program hold is known by the object, and by its content where that may change."""
+    changes = not isinstance(constant, jax.Array) and np.asarray(constant).flags.writeable
+    return id(constant), signatures.constant_key(constant) if changes else None
+
+
+def _unwrapped(closed: ClosedJaxpr) -> ClosedJaxpr:
+    """The program, or what it jits where it does nothing else: the arrays of a jitted function are constants then."""
+    calls, jaxpr = closed.jaxpr.eqns, closed.jaxpr
+    if len(calls) != 1 or str(calls[0].primitive) not in ("jit", "pjit") or jaxpr.constvars:
+        return closed
+    placed = (*calls[0].params["in_shardings"], *calls[0].params["out_shardings"])
+    is_all = [*calls[0].invars] == [*jaxpr.invars] and [*calls[0].outvars] == [*jaxpr.outvars]
+    return calls[0].params["jaxpr"] if is_all and all("Unspecified" in repr(p) for p in placed) else closed
+
+
+def _code(f: Any) -> Any:
+    """Whose life a program shares: the code of f, of what it wraps, or of what calling it runs; else f."""
+    for _ in range(DEPTH):
+        f = f.func if isinstance(f, functools.partial) else getattr(f, "__wrapped__", f)
+    call = getattr(type(f), "__call__", None)  # noqa: B004, its code is asked for
+    return getattr(f, "__code__", None) or getattr(call, "__code__", f)
 
 
 # compiled calls that check what they could not while they were traced
@@ -200,13 +224,14 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
 
     Without it the loops of every call outside of `jax.jit` would compile anew, and their programs would stay in memory.
     """
+    places = inspect.signature(attack).parameters.values()
+    names = [place.name for place in places if place.kind is place.POSITIONAL_OR_KEYWORD]
 
     @checks.pure
     @functools.wraps(attack)
     def call(*args: P.args, **options: P.kwargs) -> R:
         named = dict(options)
-        f, *rows = cast(Any, args or (None,))
-        rows += [named.pop(name) for name in _given_next(ROWS[len(rows) :], named)]
+        f, *rows = cast(Any, [*args, *(named.pop(name) for name in _given_next(names[len(args) :], named))] or (None,))
         swept = {name: named.pop(name) for name in (SWEPT | CLASSES) & named.keys() if _is_number(named[name])}
         try:
             program = _known(f, *example(rows, named)) if _is_concrete(args, named, swept) else None

@@ -15,10 +15,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 
 SETTLED = "/jax/_src/nn/", f"{Path(__file__).parent}/"  # whose rules depend on nothing but the program
 LARGE = 2**20  # entries that are not read through at every call
+DERIVATIVES = "custom_jvp", "custom_vjp", "linear_call"  # primitives with a derivative of their own
 ORDERS = 2  # of derivatives that are written out: attacks take one, penalties two
 # primitives that run the program within them once, on their own arguments
 CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
@@ -45,36 +46,45 @@ def equations(jaxpr: Jaxpr) -> Iterator[Any]:
         yield from (program.jaxpr if isinstance(program, ClosedJaxpr) else program).eqns
 
 
-def of_rules(closed: ClosedJaxpr, f: Callable[..., Any], shapes: tuple[Any, ...]) -> tuple[Hashable, ...]:
-    """The derivatives of f as text, where it has rules of its own; empty where it has none.
+def of_rules(closed: ClosedJaxpr, shapes: tuple[Any, ...]) -> tuple[Hashable, ...]:
+    """The derivatives of a program as text, where it has rules of its own; empty where it has none.
+
+    The program's own constants are arguments here. What is a constant of a derivative all the same is one that a rule
+    holds: other values of it make another program.
 
     Args:
         closed: the program of f.
-        f: the function.
         shapes: of its arguments.
 
     Raises:
         Exception: whatever differentiating f raises.
     """
-    known, found = {id(constant) for constant in closed.consts}, list[Hashable]()
+
+    def f(constants: list[Any], *args: Any) -> Any:
+        return jaxpr_as_fun(ClosedJaxpr(program, constants))(*jax.tree.leaves(args))
+
+    program = closed.jaxpr
+    constants = [jax.ShapeDtypeStruct(c.shape, c.dtype) for c in closed.consts]
+    known, found = {id(c) for c in inner_constants(program)}, list[Hashable]()
+    derivative, args = f, shapes
     while _has_rules(closed.jaxpr) and len(found) < ORDERS:
-        f, shapes = _transposed(f, shapes), (shapes, jax.eval_shape(f, *shapes))
-        closed = jax.make_jaxpr(f)(*shapes)
-        others = (constant for constant in closed.consts if id(constant) not in known)
-        found.append((str(closed.jaxpr), *map(_content, others)))
+        derivative, args = _transposed(derivative), (args, jax.eval_shape(derivative, constants, *args))
+        closed = jax.make_jaxpr(derivative)(constants, *args)
+        held = (c for c in [*closed.consts, *inner_constants(closed.jaxpr)] if id(c) not in known)
+        found.append((str(closed.jaxpr), *map(constant_key, held)))
     return tuple(found)
 
 
-def _transposed(f: Callable[..., Any], shapes: tuple[Any, ...]) -> Callable[..., Any]:
-    """(arguments, cotangents) -> cotangents of the floating point arguments."""
+def _transposed(f: Callable[..., Any]) -> Callable[..., Any]:
+    """(constants, arguments, cotangents) -> cotangents of the floating point arguments."""
 
-    def product(args: tuple[Any, ...], cotangent: Any) -> Any:
+    def product(constants: list[Any], args: tuple[Any, ...], cotangent: Any) -> Any:
         leaves, structure = jax.tree.flatten(args)
         places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
         def of_floats(floats: list[Any]) -> Any:
             merged = dict(enumerate(leaves)) | dict(zip(places, floats, strict=True))
-            out = jax.tree.leaves(f(*jax.tree.unflatten(structure, list(merged.values()))))
+            out = jax.tree.leaves(f(constants, *jax.tree.unflatten(structure, list(merged.values()))))
             return [leaf for leaf in out if jnp.issubdtype(leaf.dtype, jnp.inexact)]
 
         _, vjp = jax.vjp(of_floats, [leaves[i] for i in places])
@@ -84,13 +94,37 @@ def _transposed(f: Callable[..., Any], shapes: tuple[Any, ...]) -> Callable[...,
     return product
 
 
+def inner_constants(jaxpr: Jaxpr) -> list[Any]:
+    """The arrays that calls within the program hold."""
+    return [c for program in inner(jaxpr) if isinstance(program, ClosedJaxpr) for c in program.consts]
+
+
+def constant_key(constant: Any) -> Hashable:
+    """An array that a program holds: by its content, and where that may change in place, by the object too."""
+    if isinstance(constant, jax.Array):
+        return _content(constant)
+    return _content(constant), id(constant) if np.asarray(constant).flags.writeable else None
+
+
+def hides(jaxpr: Jaxpr) -> bool:
+    """Whether Python decides what it does that is neither text nor derivative, as the rule of a custom_vmap."""
+    return any(map(_hides, equations(jaxpr)))
+
+
+def _hides(equation: Any) -> bool:
+    if str(equation.primitive).startswith(DERIVATIVES):
+        return False
+    programs = ClosedJaxpr | Jaxpr
+    return any(" at 0x" in repr(v) for v in equation.params.values() if not isinstance(v, programs))
+
+
 def _has_rules(jaxpr: Jaxpr) -> bool:
     """Whether some derivative is given by a function that is not `SETTLED`."""
     return any(map(_is_open, equations(jaxpr)))
 
 
 def _is_open(equation: Any) -> bool:
-    if not str(equation.primitive).startswith(("custom_jvp", "custom_vjp")):
+    if not str(equation.primitive).startswith(DERIVATIVES):
         return False
     debug = [getattr(getattr(v, "jaxpr", v), "debug_info", None) for v in equation.params.values()]
     sources = [str(getattr(info, "func_src_info", "")) for info in debug if info is not None]
