@@ -27,14 +27,14 @@ def every(period: int, rare: Loss, usual: Loss) -> Loss:
     Args:
         period: k; steps 0, k, 2k, ... take `rare`.
         rare: (params, state, batch, keys) -> (loss, (model_state, metrics)).
-        usual: likewise, with results of the same shapes.
+        usual: likewise, with results of the same names, shapes and dtypes.
 
     Returns:
         Such a loss.
 
     Raises:
         TypeError: rare or usual cannot be called so.
-        ValueError: period is not an integer of at least 1.
+        ValueError: period is not an integer of at least 1. In a call, the two give other results.
 
     Example:
         >>> constant = lambda value: lambda params, state, batch, keys: (value * params, ({}, {}))
@@ -50,16 +50,30 @@ def every(period: int, rare: Loss, usual: Loss) -> Loss:
 
     def choose(transform: Any, params: Any, state: Any, *arguments: Any) -> Any:
         branches = [lambda *arguments, loss=loss: transform(loss)(*arguments) for loss in (rare, usual)]
+        _check_alike(*(jax.eval_shape(branch, params, state, *arguments) for branch in branches))
         return jax.lax.cond(state.step % period == 0, *branches, params, state, *arguments)
 
     return _holding_its_gradient(choose)
+
+
+def _check_alike(rare: Any, usual: Any) -> None:
+    """The results of the two losses, of which one is taken in each step."""
+    named = lambda found: {jax.tree_util.keystr(path): (leaf.shape, str(leaf.dtype)) for path, leaf in found}
+    both = [named(jax.tree_util.tree_leaves_with_path(found)) for found in (rare, usual)]
+    if both[0] != both[1]:
+        apart = sorted(name for name in both[0] | both[1] if both[0].get(name) != both[1].get(name))
+        raise ValueError(
+            "rare and usual must give metrics of the same names, and results of the same shapes and dtypes; they "
+            f"differ in {', '.join(apart)}. To leave out a penalty see lazily"
+        )
 
 
 def lazily(period: int, loss: Any) -> Loss:
     """The penalty on every k-th step alone, with lambda_jr multiplied by k: a step costs 1 + n / k plain ones.
 
     The mean over steps of the gradient is the same and its variance is larger; lr * lambda_jr * k * curvature must stay
-    below 2. On the other steps the metric `penalty` is NaN. The result is differentiable in its first argument.
+    below 2. On the other steps the metric `penalty` is NaN, so that `jax_debug_nans` stops there. The result is
+    differentiable in its first argument.
 
     Args:
         period: k.

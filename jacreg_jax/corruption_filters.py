@@ -79,7 +79,9 @@ def plasma(key: Array, shape: tuple[int, ...], decay: Any) -> Array:
 def moved(image: Array, displacement: Array) -> Array:
     """[H, W, C] whose pixels come from places [2, H, W] away, between pixels linearly, the border repeated."""
     height, width, _ = image.shape
-    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    rows, columns = jnp.meshgrid(
+        *(jnp.arange(side, dtype=displacement.dtype) for side in (height, width)), indexing="ij"
+    )
     places = [rows + displacement[0], columns + displacement[1]]
     take = lambda channel: jax.scipy.ndimage.map_coordinates(channel, places, order=1, mode="nearest")
     return jax.vmap(take, in_axes=-1, out_axes=-1)(image)

@@ -70,7 +70,7 @@ def shot_noise(image: Array, key: Array, severity: Any) -> Array:
         (8, 8, 1)
     """
     c = _of(SHOT, severity)
-    return (jax.random.poisson(key, c * image) / c).astype(image.dtype)
+    return (jax.random.poisson(key, c * image).astype(c.dtype) / c).astype(image.dtype)
 
 
 def impulse_noise(image: Array, key: Array, severity: Any) -> Array:

@@ -45,6 +45,8 @@ class Guarded:
         return result
 
     def __getattr__(self, name: str) -> Any:
+        if name == "compiled":  # of a copy that is not filled yet
+            raise AttributeError(name)
         return getattr(self.compiled, name)
 
     def _bound(self, *arguments: Any, **named: Any) -> tuple[Any, ...]:

@@ -39,6 +39,8 @@ def cross_entropy(
     """
     label, z, mask = _label(batch), _wide(z), batch.get("mask")
     _check_mask(mask, z.shape[:-1])
+    if z.ndim > 1 and z.shape[-1] == 1:
+        raise ValueError(f"f(x) must be logits of two or more classes, got {z.shape}; multi_label_loss takes one logit")
     if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
         if mask is not None:  # what is masked may hold anything
             label = jnp.where(jnp.asarray(mask)[..., None] > 0, label, 1 / z.shape[-1])

@@ -60,8 +60,8 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def check_mesh(mesh: Any) -> None:
-    """A mesh with the axis "data".
+def checked_mesh(mesh: Any) -> Mesh:
+    """The mesh, which has an axis "data"; explicit axes, those of `jax.make_mesh` by default, as automatic ones.
 
     Raises:
         TypeError: no mesh.
@@ -71,6 +71,8 @@ def check_mesh(mesh: Any) -> None:
         raise TypeError(f"mesh must be a jax.sharding.Mesh, as data_mesh() makes it, got {type(mesh).__name__}")
     if AXIS not in mesh.shape:
         raise ValueError(f"mesh must have an axis {AXIS!r}, as that of data_mesh() has, got axes {mesh.axis_names}")
+    automatic = (AxisType.Auto,) * len(mesh.axis_names)
+    return mesh if mesh.axis_types == automatic else Mesh(mesh.devices, mesh.axis_names, axis_types=automatic)
 
 
 def num_shares(mesh: Mesh | None, backend: Backend) -> int:
@@ -108,7 +110,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
         >>> replicate({"w": jnp.ones(2)}, data_mesh())["w"].sharding.is_fully_replicated
         True
     """
-    check_mesh(mesh)
+    mesh = checked_mesh(mesh)
     for leaf in jax.tree.leaves(tree):
         if not (isinstance(leaf, bool | int | float) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))):
             raise TypeError(f"tree must hold arrays alone, got {type(leaf).__name__}")
@@ -135,7 +137,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         >>> shard_batch({"image": np.ones((4, 3))}, mesh)["image"].shape
         (4, 3)
     """
-    check_mesh(mesh)
+    mesh = checked_mesh(mesh)
     sharding = NamedSharding(mesh, P(AXIS))
     checks.on_host(batch=batch)
     check_batch(batch, shares=len(mesh.local_devices))
@@ -177,8 +179,7 @@ def map_over_devices(
     checks.function("body", body, ("state", *names, "axis_name"))
     if mesh is None and backend != "jit":
         raise ValueError(f"mesh must be given for backend {backend!r}, got None; make one with data_mesh()")
-    if mesh is not None:
-        check_mesh(mesh)
+    mesh = None if mesh is None else checked_mesh(mesh)
     donated = (0,) if donate else ()
     on_axis: Step = lambda state, *batches: body(state, *batches, AXIS)
     if mesh is None:
@@ -242,7 +243,7 @@ def map_over_members(
     donated = (0,) if donate else ()
     if mesh is None:
         return jax.jit(train, donate_argnums=donated)
-    check_mesh(mesh)
+    mesh = checked_mesh(mesh)
     specs = P(AXIS), P(), P(AXIS)
     mapped = jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=P(AXIS))
     placed = tuple(NamedSharding(mesh, spec) for spec in specs)

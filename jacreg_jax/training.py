@@ -100,7 +100,7 @@ def make_train_step(
             typed key for each row, the same on any number of devices. See `classification_loss`. The metrics, scalars
             of other names than loss and grad_norm, of several devices are put together by `metrics.merged`.
         optimizer: an optax transformation, or `optax.MultiSteps`; one that wants value, grad or value_fn gets them.
-        mesh: from `sharding.data_mesh`; None for one device.
+        mesh: from `sharding.data_mesh`, or any with an axis "data"; None for one device.
         backend: "jit", "shard_map" or "pmap".
         donate: reuse the buffers of the old state.
 
@@ -297,4 +297,4 @@ def _check(loss: Any, optimizer: Any) -> None:
 def _copy(leaf: Any) -> Any:
     if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         return jax.random.clone(leaf)
-    return jnp.copy(leaf)
+    return jnp.array(leaf, jnp.asarray(leaf).dtype)  # named, the dtype is strong: a weak one would compile step by step

@@ -42,6 +42,14 @@ def test_half_precision_is_rounded_at_the_end(image, name):
     np.testing.assert_array_equal(found, wide.astype(jnp.bfloat16))
 
 
+@pytest.mark.parametrize("name", corruptions.FAMILIES)
+def test_under_strict_promotion(image, name):
+    apply = partial(corruptions.corrupted, name, image[:2], jax.random.key(0), severity=3)
+    usual = apply()
+    with jax.numpy_dtype_promotion("strict"):
+        np.testing.assert_array_equal(apply(), usual)
+
+
 def test_definitions(image):
     key = jax.random.key(1)
     corrupted = jax.jit(corruptions.corrupted, static_argnums=0, static_argnames="severity")

@@ -662,3 +662,11 @@ def test_a_changed_closure_is_not_stale(key):
     first = jr.value_and_exact_penalty(f, x)[1]
     model["w"] = 2 * model["w"]
     np.testing.assert_allclose(jr.value_and_exact_penalty(f, x)[1], 4 * first, rtol=1e-5)
+
+
+def test_a_lone_pair_of_rows_that_depend(key):
+    """Of 100 rows one sees another: two rows have the same weight in one draw of 16, hardly ever in three."""
+    f = jax.jit(lambda x, key: jr.rows_are_independent(lambda x: x.at[0].add(3 * x[1]), x, key))
+    x = jax.random.normal(key, (100, 5))
+    assert not any(bool(f(x, jax.random.key(seed))) for seed in range(100))
+    assert bool(jr.rows_are_independent(lambda x: 3 * x, x, key))

@@ -61,6 +61,39 @@ def test_backends_agree_on_any_number_of_devices(problem, single, backend, devic
         np.testing.assert_allclose(metrics[name], single["sphere"][1][name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("placed", [False, True])
+@pytest.mark.parametrize("shape", [(2,), (2, 1)])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_mesh_as_jax_makes_it(problem, single, backend, shape, placed):
+    """`jax.make_mesh` has explicit axes by default; batches that lie on no device, and such that lie on this mesh."""
+    params, batch = problem
+    mesh = jax.make_mesh(shape, ("data", "model")[: len(shape)], devices=jax.devices()[:2])
+    assert mesh.axis_types[0] == jax.sharding.AxisType.Explicit
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.1)
+    optimizer = training.sgd(0.1, weight_decay=1e-3)
+    state = training.init_state(jax.tree.map(jnp.copy, params), optimizer, jax.random.key(7))
+    if placed:
+        on = lambda *spec: jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+        batch, state = jax.device_put(batch, on("data")), jax.device_put(state, on())
+    step = training.make_train_step(loss, optimizer, mesh=mesh, backend=backend)
+    for _ in range(3):
+        state, metrics = step(state, batch)
+    chex.assert_trees_all_close(jax.device_get(state.params), single["sphere"][0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], single["sphere"][1]["loss"], rtol=1e-5)
+    rows = sharding.shard_batch({"image": np.ones((16, 6))}, mesh)["image"]
+    assert rows[np.random.default_rng(0).permutation(16)].shape == rows.shape, "automatic axes"
+
+
+def test_many_steps_on_a_mesh_as_jax_makes_it(problem):
+    params, batch = problem
+    loss, losses = training.classification_loss(train_mode(MODULE), lambda_jr=0.1), []
+    for mesh in (None, jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])):
+        state = training.init_state(jax.tree.map(jnp.copy, params), training.sgd(0.1), jax.random.key(7))
+        steps = training.make_train_steps(loss, training.sgd(0.1), mesh=mesh)
+        losses.append(steps(state, batch, np.tile(np.arange(16), (3, 1)))[1]["loss"])
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 @pytest.mark.parametrize("backend", ["shard_map", "pmap"])
 def test_chunked_exact_norm_inside_the_mapped_body(problem, single, backend):
     params, _ = train(problem, 2, backend, penalty=penalties.exact(chunk_size=3))

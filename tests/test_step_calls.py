@@ -1,12 +1,22 @@
 """Steps, states and variables that are called or made in a wrong way say so in the library's words."""
 
+import copy
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 
-from jacreg_jax import interop, penalties, training
+from jacreg_jax import accumulation, interop, penalties, training
+
+
+@dataclasses.dataclass
+class Run:
+    step: Any
 
 
 def one_step(apply=lambda p, s, x, k: (x @ p["w"], s), **options):
@@ -35,6 +45,41 @@ def test_a_step_says_what_it_takes(call, error, words):
 def test_a_step_takes_its_batch_by_name():
     step, state, batch = one_step()
     assert float(step(state=state, batch=batch)[1]["loss"]) == float(step(state, batch)[1]["loss"])
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda step: dataclasses.asdict(Run(step))["step"]])
+def test_a_step_can_be_copied(copied):
+    step, state, batch = one_step()
+    assert float(copied(step)(state, batch)[1]["loss"]) == float(step(state, batch)[1]["loss"])
+
+
+@pytest.mark.parametrize("label", [jnp.zeros((4, 1)), jnp.ones((4, 1)), jnp.zeros(4, int)])
+@pytest.mark.parametrize("compiled", [lambda step: step, jax.jit], ids=["step", "jit"])
+def test_one_logit_is_no_classification(label, compiled):
+    """It would train on nothing, at an accuracy of 1."""
+    step, state, _ = one_step(apply=lambda p, s, x, k: (x @ p["w"][:, :1], s))
+    with pytest.raises(ValueError, match=r"logits of two or more classes, got \(4, 1\); multi_label_loss takes one"):
+        compiled(step)(state, {"image": jnp.ones((4, 3)), "label": label})
+
+
+@pytest.mark.parametrize("value", [1.0, jnp.asarray(1.0)], ids=["number", "weak array"])
+def test_weak_parameters_compile_once(value):
+    loss = training.classification_loss(lambda p, s, x, k: (p["a"] * x, {"n": 0.5 * s["n"]}))
+    state = training.init_state({"a": value}, optax.adam(0.1), jax.random.key(0), {"n": 4.0})
+    step = training.make_train_step(loss, optax.adam(0.1), donate=False)
+    for _ in range(3):
+        state, _ = step(state, {"image": jnp.ones((4, 3)), "label": jnp.zeros(4, int)})
+    assert step._cache_size() == 1
+
+
+def test_losses_in_turn_that_give_other_metrics():
+    plain, penalised = (
+        training.classification_loss(lambda p, s, x, k: (x @ p["w"], s), lambda_jr=lambda_jr) for lambda_jr in (0, 1.0)
+    )
+    _, state, batch = one_step()
+    step = training.make_train_step(accumulation.every(2, penalised, plain), training.sgd(0.1))
+    with pytest.raises(ValueError, match=r"rare and usual must give .* differ in .*'penalty'.*see lazily"):
+        step(state, batch)
 
 
 @pytest.mark.parametrize("given", [{}, {"new": jnp.zeros(())}, {"new": jnp.zeros((3, 1))}], ids=str)
