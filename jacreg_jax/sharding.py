@@ -60,7 +60,7 @@ def data_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def checked_mesh(mesh: Any) -> Mesh:
+def check_mesh(mesh: Any) -> Mesh:
     """The mesh, which has an axis "data"; explicit axes, those of `jax.make_mesh` by default, as automatic ones.
 
     Raises:
@@ -110,7 +110,7 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
         >>> replicate({"w": jnp.ones(2)}, data_mesh())["w"].sharding.is_fully_replicated
         True
     """
-    mesh = checked_mesh(mesh)
+    mesh = check_mesh(mesh)
     for leaf in jax.tree.leaves(tree):
         if not (isinstance(leaf, bool | int | float) or (hasattr(leaf, "shape") and hasattr(leaf, "dtype"))):
             raise TypeError(f"tree must hold arrays alone, got {type(leaf).__name__}")
@@ -137,7 +137,7 @@ def shard_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         >>> shard_batch({"image": np.ones((4, 3))}, mesh)["image"].shape
         (4, 3)
     """
-    mesh = checked_mesh(mesh)
+    mesh = check_mesh(mesh)
     sharding = NamedSharding(mesh, P(AXIS))
     checks.on_host(batch=batch)
     check_batch(batch, shares=len(mesh.local_devices))
@@ -179,7 +179,7 @@ def map_over_devices(
     checks.function("body", body, ("state", *names, "axis_name"))
     if mesh is None and backend != "jit":
         raise ValueError(f"mesh must be given for backend {backend!r}, got None; make one with data_mesh()")
-    mesh = None if mesh is None else checked_mesh(mesh)
+    mesh = None if mesh is None else check_mesh(mesh)
     donated = (0,) if donate else ()
     on_axis: Step = lambda state, *batches: body(state, *batches, AXIS)
     if mesh is None:
@@ -243,7 +243,7 @@ def map_over_members(
     donated = (0,) if donate else ()
     if mesh is None:
         return jax.jit(train, donate_argnums=donated)
-    mesh = checked_mesh(mesh)
+    mesh = check_mesh(mesh)
     specs = P(AXIS), P(), P(AXIS)
     mapped = jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=P(AXIS))
     placed = tuple(NamedSharding(mesh, spec) for spec in specs)

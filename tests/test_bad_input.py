@@ -83,7 +83,7 @@ WITHOUT = {
     "generators": "the inside of train steps",
     "shares": "the inside of train steps",
     "keys.perturbation_keys": "of keys that a step has made",
-    "sharding.checked_mesh": "a check itself",
+    "sharding.check_mesh": "a check itself",
     "collectives": "the inside of train steps",
     **dict.fromkeys((f"corruptions.{name}" for name in corruptions.FAMILIES), "the inside of corrupted"),
     **dict.fromkeys(

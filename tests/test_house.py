@@ -223,7 +223,7 @@ def test_public_functions_are_annotated(function):
 BRIEF_MODULES = {"checks", "rows", "mean_norm"}
 FAMILIES = set(jacreg_jax.corruptions.FAMILIES)  # of one form, said once above them
 BRIEF = {"keys.check_key", "keys.model_key", "keys.part_key", "keys.perturbation_keys", "penalties.checked"}
-BRIEF |= {"penalty.value_and", "penalty.depends_on_argument", "penalty.on_random_rows", "sharding.checked_mesh"}
+BRIEF |= {"penalty.value_and", "penalty.depends_on_argument", "penalty.on_random_rows", "sharding.check_mesh"}
 BRIEF |= {"attacks.apgd_targeted", "attacks.carlini_wagner_converged", "cyclopropagation.penalty_and_gradient"}  # old
 
 

@@ -55,7 +55,7 @@ NOT_SHOWN = {"penalty_and_gradient": "an old name"}
 # made by a call or raised, which shows them; those of the rooms inside are not for users
 NO_EXAMPLE = {"BoundModel", "DatasetNotFoundError", "DamagedRecordError", "Feed", "Records", "Source", "Batches"}
 NO_EXAMPLE |= {"TrainState", "NonFiniteError"}
-NO_EXAMPLE |= {"Share", "value_and", "depends_on_argument", "on_random_rows", "checked_mesh", "chosen"}
+NO_EXAMPLE |= {"Share", "value_and", "depends_on_argument", "on_random_rows", "check_mesh", "chosen"}
 
 
 def test_every_public_name_is_in_the_reference():
