@@ -20,6 +20,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, jaxpr_as_fun
 SETTLED = "/jax/_src/nn/", f"{Path(__file__).parent}/"  # whose rules depend on nothing but the program
 LARGE = 2**20  # entries that are not read through at every call
 DERIVATIVES = "custom_jvp", "custom_vjp", "linear_call"  # primitives with a derivative of their own
+TOLD = "remat", "checkpoint", "reduce"  # whose functions are memory's alone, or are written out as programs too
 ORDERS = 2  # of derivatives that are written out: attacks take one, penalties two
 # primitives that run the program within them once, on their own arguments
 CALLS = {"jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "checkpoint", "remat2"}
@@ -112,7 +113,7 @@ def hides(jaxpr: Jaxpr) -> bool:
 
 
 def _hides(equation: Any) -> bool:
-    if str(equation.primitive).startswith(DERIVATIVES):
+    if str(equation.primitive).startswith((*DERIVATIVES, *TOLD)):
         return False
     programs = ClosedJaxpr | Jaxpr
     return any(" at 0x" in repr(v) for v in equation.params.values() if not isinstance(v, programs))
