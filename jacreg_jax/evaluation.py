@@ -1,8 +1,9 @@
 """What a model is worth: accuracy, Jacobian norms, robust accuracy and fooling distances, over padded equal batches.
 
-Functions take ``f`` first: [B, ...] -> [B, C], parameters closed over; new parameters do not recompile. Random
-functions fold the key with the index of the sample, so that no result depends on the batch size or on the padding. What
-an attack refuses when it is called directly is refused here before anything runs.
+Functions take ``f`` first: [B, ...] -> [B, C], parameters closed over; new parameters do not recompile, unless
+a derivative rule of f's own reads them from its closure. Random functions fold the key with the index of the sample, so
+that no result depends on the batch size or on the padding. What an attack refuses when it is called directly is refused
+here before anything runs.
 """
 
 from collections.abc import Sequence
