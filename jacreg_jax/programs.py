@@ -83,14 +83,14 @@ def _known(f: Function, *args: Any) -> Function | None:
         rules = signatures.of_rules(closed, shapes)
     except Exception:  # the real call says what is wrong
         return None
-    text = re.sub(r"0x[0-9a-f]+", "", str(closed.jaxpr))
+    text = str(closed.jaxpr)
     if "callback" in text or any(isinstance(c, jax.core.Tracer) for c in closed.consts):
         return None
-    if " at 0x" in str(closed.jaxpr) and signatures.hides(closed.jaxpr):
+    if " at 0x" in text and signatures.hides(closed.jaxpr):
         return None
     out_tree = jax.tree.structure(out)
     inner = tuple(_inner_key(c) for c in signatures.inner_constants(closed.jaxpr))
-    signature = text, _kind(shapes), out_tree, inner, rules
+    signature = re.sub(r"0x[0-9a-f]+", "", text), _kind(shapes), out_tree, inner, rules
     try:
         known = _programs.setdefault(_code(f), {})
     except TypeError:  # no weak reference to it
