@@ -107,8 +107,7 @@ def fresh(f: Function) -> Function:
 
 def _inner_key(constant: Any) -> Any:
     """An array that calls within the program hold is known by the object, and by its content where that may change."""
-    changes = not isinstance(constant, jax.Array) and np.asarray(constant).flags.writeable
-    return id(constant), signatures.constant_key(constant) if changes else None
+    return id(constant), signatures.constant_key(constant) if signatures.changes(constant) else None
 
 
 def _unwrapped(closed: ClosedJaxpr) -> ClosedJaxpr:

@@ -102,9 +102,12 @@ def inner_constants(jaxpr: Jaxpr) -> list[Any]:
 
 def constant_key(constant: Any) -> Hashable:
     """An array that a program holds: by its content, and where that may change in place, by the object too."""
-    if isinstance(constant, jax.Array):
-        return _content(constant)
-    return _content(constant), id(constant) if np.asarray(constant).flags.writeable else None
+    return _content(constant), id(constant) if changes(constant) else None
+
+
+def changes(constant: Any) -> bool:
+    """Whether an array that a program holds may change in place."""
+    return not isinstance(constant, jax.Array) and bool(np.asarray(constant).flags.writeable)
 
 
 def hides(jaxpr: Jaxpr) -> bool:

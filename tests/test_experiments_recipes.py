@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.benchmarks import ddnet_attacks, rows
 from experiments.beyond import sceptic
 from experiments.lab import batches, problems, programs, recipes, record, zoo
 from experiments.lab.options import Options
@@ -229,3 +230,21 @@ def test_equal_clean_accuracy_takes_the_strongest_that_is_near():
     found = methods.at_equal_accuracy(known, clean | {"Jacobian, 0.1": [97.8]})
     assert found["Jacobian"] == "Jacobian, 0.01"
     assert methods.at_equal_accuracy(known, {"Jacobian, 0.1": [99.0]}) == {}, "no base, no comparison"
+
+
+def test_a_benchmark_of_attacks_keeps_what_it_measured(tmp_path, monkeypatch):
+    """Rows of these settings and this machine stand, the rest is made; the file names all that it holds."""
+    monkeypatch.setattr(rows, "RESULTS", tmp_path)
+    config = ddnet_attacks.Config(defences=("none",), attacks=("PGD", "ensemble"), num_attacked=3)
+    made = [{"defence": "none", "attack": name} for name in ("PGD", "the ensemble, L2 0.25")]
+    rows.write("ddnet_attacks_3_cpu", made, ddnet_attacks.of_rows(made, config))
+    path = tmp_path / "benchmark_ddnet_attacks_3_cpu.json"
+    other = dataclasses.replace(config, attacks=("FAB-T",))
+    assert ddnet_attacks.measured(path, other) == made
+    assert ddnet_attacks.of_rows([*made, {"defence": "none", "attack": "FAB-T"}], other).attacks == (
+        *("PGD", "FAB-T"),
+        "ensemble",
+    )
+    assert ddnet_attacks.measured(path, dataclasses.replace(config, epsilon=0.5)) == []
+    monkeypatch.setattr(ddnet_attacks, "machine", lambda: "another")
+    assert ddnet_attacks.measured(path, config) == []

@@ -83,6 +83,13 @@ def measured(path: Path, config: Config) -> list[dict]:
     return found["rows"]
 
 
+def of_rows(rows: list[dict], config: Config) -> Config:
+    """The settings, with all the defences and attacks that the rows hold."""
+    held = {row["attack"] for row in rows}
+    attacks = tuple(attack for attack in ATTACKS if label(attack, config) in held)
+    return dataclasses.replace(config, defences=tuple(dict.fromkeys(r["defence"] for r in rows)), attacks=attacks)
+
+
 def table() -> str:
     """Of each number of images a block: a row for each attack, a pair of columns for each model."""
     found = [results.read(path.stem) for path in RESULTS.glob("benchmark_ddnet_attacks_*_cpu.json")]
@@ -114,7 +121,7 @@ def main(config: Config):
         missing = tuple(attack for attack in config.attacks if (name, label(attack, config)) not in done)
         for row in rows_of(name, dataclasses.replace(config, attacks=missing)) if missing else ():
             rows.append(row)
-            write(file, rows, dataclasses.replace(config, defences=tuple(dict.fromkeys(r["defence"] for r in rows))))
+            write(file, rows, of_rows(rows, config))
     print(table())
 
 
