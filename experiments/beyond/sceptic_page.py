@@ -102,7 +102,7 @@ def figure(name: str):
             axis.errorbar(x, y, dy, dx, label=family, linewidth=1, elinewidth=0.8, **style)
         axis.set(xlabel="clean accuracy, %", ylabel=label)
     handles, labels = axes[0].get_legend_handles_labels()
-    title = "in brackets: cost of a step, plain ones; lines join the strengths of a family; "
+    title = "in brackets: cost of a step, plain ones; bars: standard deviation over seeds; lines join a family; "
     title += f"left out: more than {DRAWN} points below the best clean accuracy"
     below = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncols": 5, "frameon": False}
     drawing.legend(handles, labels, title=title, fontsize=8, title_fontsize=8, **below)
