@@ -11,6 +11,7 @@ from jacreg_jax.attacks.criteria import misclassified, of_margin
 from jacreg_jax.attacks.pgd import Ball, ascend
 from jacreg_jax.attacks.result import NORMS, Norm, spread
 from jacreg_jax.attacks.start import Goal, Start, begin
+from jacreg_jax.explicit_axes import automatic
 from jacreg_jax.keys import normal_like, perturbation_keys, sample_keys
 from jacreg_jax.predictions import as_logits
 from jacreg_jax.types import Apply, Array, Function, PyTree
@@ -44,6 +45,7 @@ def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds | None = (0.
     """
     checks.non_negative("max_epsilon", max_epsilon)
 
+    @automatic
     def perturb(f: Function, image: Array, label: Array, keys: Array) -> Array:
         start = _begin(f, image, label, bounds)
         epsilon = jax.vmap(lambda key: jax.random.uniform(key, maxval=max_epsilon))(perturbation_keys(keys))
@@ -97,6 +99,7 @@ def pgd(
     checks.one_of("random_start", random_start, (True, False))
     checks.one_of("random_epsilon", random_epsilon, (True, False))
 
+    @automatic
     def perturb(f: Function, image: Array, label: Array, keys: Array) -> Array:
         keys = perturbation_keys(keys)
         start, own = _begin(f, image, label, bounds, keys), ball
@@ -110,6 +113,7 @@ def pgd(
     return perturb
 
 
+@automatic
 def trades(
     f: Function,
     x: Array,

@@ -51,4 +51,7 @@ def _of_equation(equation: Any) -> int:
     if name == "jacreg_convolution":
         roles = dict(zip(operand_roles(params["result"]), operands, strict=True)) | {params["result"]: result}
         return 2 * prod(roles["output"]) * prod(roles["kernel"][-4:-1])
+    if name == "jacreg_product":
+        matrix = result if params["result"] == "matrix" else operands[0]
+        return 2 * prod(matrix) * prod(operands[1][1:])
     return sum(map(prod, shapes))

@@ -11,6 +11,7 @@ import numpy as np
 from jacreg_jax import checks, deprecation, programs
 from jacreg_jax.arithmetic import operations
 from jacreg_jax.batches import Progress, map_batches
+from jacreg_jax.explicit_axes import automatic
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.predictions import as_logits, with_enough_classes
 from jacreg_jax.types import Array, Function
@@ -72,6 +73,7 @@ def run_attack(
     return _run(attack, f, [x, y, keys, *values], swept, options)
 
 
+@automatic
 def worst_case(
     attacks: dict[str, Function],
     f: Function,

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from jacreg_jax import checks, programs, signatures
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.types import Function, PyTree
 
 Progress: TypeAlias = Callable[[Iterable[Any]], Iterable[Any]]
@@ -24,7 +25,7 @@ def shown(batches: Iterable[Any], progress: Progress | None) -> Iterable[Any]:
     return progress(batches)
 
 
-@checks.pure
+@entry
 def map_batches(
     fn: Function,
     f: Function,

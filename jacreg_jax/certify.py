@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from jacreg_jax import checks, programs
 from jacreg_jax.batches import Progress, shown
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.intervals import Interval as Interval, coarsest_precision, interval_bounds as interval_bounds
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.manual_axes import varying
@@ -40,7 +41,7 @@ class Certificate(NamedTuple):
         return f"Certificate of {len(self.radius)}: {len(self.radius) - len(certified)} abstained{median}"
 
 
-@checks.pure
+@entry
 def noisy_counts(
     f: Function, x: ArrayLike, key: Array, *, sigma: ArrayLike, num_samples: int, chunk_size: int = 100
 ) -> Array:
@@ -96,7 +97,7 @@ def _counts(f: Function, x: Array, keys: Array, sigma: ArrayLike, *, num_samples
     return jax.lax.scan(draw, start, jnp.arange(-(-num_samples // chunk_size), dtype=jnp.int32))[0]
 
 
-@checks.pure
+@entry
 def certify_smoothed(
     f: Function,
     x: Any,

@@ -30,6 +30,7 @@ from jacreg_jax.corruption_filters import (
     smooth,
     streak,
 )
+from jacreg_jax.explicit_axes import automatic
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.rows import at_least_float32
 from jacreg_jax.types import Array, Function
@@ -212,6 +213,7 @@ FAMILIES: dict[str, Function] = {
 }
 
 
+@automatic
 def corrupted(name: str, image: Any, key: Array, *, severity: Any) -> Array:
     """Images under a corruption, clipped to [0, 1].
 

@@ -4,7 +4,6 @@ z^(0) = x, zh^(l) = W^(l) z^(l-1) + b^(l), z^(l) = sigma(zh^(l)); the last layer
 printed Eqs. 25 and 29 divide by sigma' and give 0/0 where it vanishes: for ReLU units that are off and for saturated
 tanh. This is the division-free form, one probe v at a time: backward sweep d, forward sweep t, return q.
 
-
     d^(L) = v,            d^(l-1) = W^(l)^T (s'_l * d^(l))
     t^(0) = d^(0) = J^T v, u^(l) = W^(l) t^(l-1),  t^(l) = s'_l * u^(l)
     q^(l) = s'_l * (W^(l+1)^T q^(l+1)) + s''_l * u^(l) * d^(l),   the first term absent at l = L
@@ -22,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from jacreg_jax import checks, deprecation
+from jacreg_jax.explicit_axes import automatic, here
 from jacreg_jax.probes import Probe, sample_probes
 from jacreg_jax.rows import at_least_float32
 from jacreg_jax.types import Array, Float
@@ -105,6 +105,7 @@ def perceptron(
     return x
 
 
+@automatic
 def penalty_and_grad(
     params: Layers,
     x: Float[Array, "B n"],
@@ -147,7 +148,8 @@ def penalty_and_grad(
     _check(params, x, activation=activation, last=last)
     checks.optional_count("chunk_size", chunk_size)
     given = params
-    params, x = jax.tree.map(_wide, (list(map(tuple, params)), x))  # sums in half precision would round
+    wide = lambda leaf: leaf.astype(at_least_float32(leaf.dtype))  # sums in half precision would round
+    params, x = jax.tree.map(wide, (list(map(tuple, params)), x))
     layers = _activations(params, activation, last)
     inputs, firsts, seconds = [], [], []
     z = x
@@ -176,6 +178,7 @@ def penalty_and_grad(
     return scale * penalty / batch, jax.tree.map(as_given, gradient, list(map(tuple, given)))
 
 
+@automatic
 def cyclopropagated_penalty(
     params: Layers,
     x: Float[Array, "B n"],
@@ -225,12 +228,9 @@ def cyclopropagated_penalty(
     def penalty(params: Any, x: Any, key: Any) -> Any:
         return both(params, x, key)[0]
 
-    penalty.defvjp(both, lambda gradient, ct: (jax.tree.map(lambda g: (ct * g).astype(g.dtype), gradient), None, None))
+    scaled = lambda gradient, ct: (jax.tree.map(lambda g: (ct * g).astype(g.dtype), gradient), None, None)
+    penalty.defvjp(here(both), here(scaled))
     return penalty(list(map(tuple, params)), x, key)
-
-
-def _wide(leaf: Array) -> Array:
-    return leaf.astype(at_least_float32(leaf.dtype))
 
 
 def _sweeps(weights: list[Array], firsts: list[Array], probes: Array, chunk_size: int) -> Any:

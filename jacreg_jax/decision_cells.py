@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jacreg_jax import checks, programs
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.keys import check_key
 from jacreg_jax.predictions import predicted_class
 from jacreg_jax.types import Array, Counter, Function
@@ -112,7 +113,7 @@ def adversarial_plane(x: Array, x_adv_1: Array, x_adv_2: Array) -> Plane:
     return _orthonormal(x, one - x, two - x)
 
 
-@checks.pure
+@entry
 def decision_cells(f: Function, plane: Plane, *, extent: float, resolution: int = 201, batch_size: int = 2048) -> Cells:
     """Predicted class and confidence on a square grid of the plane.
 
@@ -154,7 +155,7 @@ def _cells(f: Function, plane: Plane, extent: ArrayLike, *, resolution: int, bat
     return Cells(classes.reshape(resolution, resolution), confidence.reshape(resolution, resolution), axis)
 
 
-@checks.pure
+@entry
 def boundary_distance(
     f: Function, plane: Plane, *, extent: ArrayLike, num_rays: int = 360, num_radii: int = 200, batch_size: int = 2048
 ) -> Array:

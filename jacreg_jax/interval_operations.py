@@ -37,10 +37,10 @@ SAFE = {"max", "min", "reduce_max", "reduce_min", "reduce_window_max", "reduce_w
 SAFE |= {"concatenate", "stack", "pad", "sort", "sign", "not", "select_n"}  # give no integer that was not there
 SHAPES = {"reshape", "transpose", "broadcast_in_dim", "squeeze", "expand_dims", "slice", "rev", "copy", "copy_p"}
 SHAPES |= {"jacreg_patches", "gather", "dynamic_slice", "stop_gradient", "split", "real", "device_put", "pvary"}
-SHAPES |= {"tile", "unstack"}
+SHAPES |= {"tile", "unstack", "reshard"}
 FALLING = {"neg", "erfc", "acos", "not"}
 COMPARISONS = {"gt", "ge", "lt", "le"}
-BILINEAR = {"dot_general", "conv_general_dilated", "jacreg_convolution"}
+BILINEAR = {"dot_general", "conv_general_dilated", "jacreg_convolution", "jacreg_product"}
 ELEMENTWISE = RISING - {
     "reduce_max",
     "reduce_min",

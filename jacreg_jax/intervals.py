@@ -99,7 +99,8 @@ def _interpret(jaxpr: Jaxpr, constants: Any, arguments: list[Any], *, split: boo
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *arguments], strict=True))
     for equation in jaxpr.eqns:
         inputs = [v.val if isinstance(v, Literal) else values[v] for v in equation.invars]
-        values.update(zip(equation.outvars, _apply(equation, inputs, split), strict=True))
+        with equation.ctx.manager:  # on the axes of a mesh, explicit or automatic, that it was traced on
+            values.update(zip(equation.outvars, _apply(equation, inputs, split), strict=True))
     return [v.val if isinstance(v, Literal) else values[v] for v in jaxpr.outvars]
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jacreg_jax import checks, signatures
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.probes import Probe, sample_probes
 from jacreg_jax.programs import once
 from jacreg_jax.rows import Rows, batch_size, chunked, products_at_once, sum_sq
@@ -60,7 +61,7 @@ def exact_frobenius_sq(
     return exact_from_vjp(*jax.vjp(f, x), x, chunk_size=chunk_size)
 
 
-@checks.pure
+@entry
 def projected_frobenius_sq(
     f: Function, x: PyTree, key: jax.Array, *, num_projections: int = 1, probe: Probe = "sphere"
 ) -> Float[Array, " B"]:
@@ -161,7 +162,7 @@ def projected_from_vjp(
     return jnp.mean(jax.vmap(project, in_axes=1)(v), axis=0)
 
 
-@checks.pure
+@entry
 def rows_are_independent(f: Function, x: PyTree, key: jax.Array, *, tolerance: float = 1e-6) -> Bool[Array, ""]:
     """Whether each row of f(x) depends on its own row of x alone, seen from random cotangents.
 

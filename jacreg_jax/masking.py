@@ -21,6 +21,7 @@ from jacreg_jax.attacks.losses import others, true_logit
 from jacreg_jax.attacks.pgd import Ball, ascend
 from jacreg_jax.attacks.result import NORMS, Norm, distance, spread
 from jacreg_jax.attacks.start import Goal, begin, finish
+from jacreg_jax.explicit_axes import automatic
 from jacreg_jax.keys import normal_like
 from jacreg_jax.programs import once
 from jacreg_jax.signatures import Named
@@ -106,6 +107,7 @@ def zero_gradient_share(f: Function, x: Any, y: Any, *, batch_size: int = 500) -
     return float(evaluation.map_batches(_zero_gradient, f, x, y, batch_size=batch_size).mean())
 
 
+@automatic
 def checks(
     f: Function,
     x: Any,

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from jacreg_jax import checks
+from jacreg_jax.explicit_axes import brought, here
 from jacreg_jax.manual_axes import axes_of
 from jacreg_jax.probes import Probe, sample_probes
 from jacreg_jax.rows import Rows, at_least_float32, chunked, products_at_once, sum_sq
@@ -89,17 +90,18 @@ def accumulated_mean(
 def _sum_with_its_gradient(norms_of: Callable[[Array], Array], chunks: Array, zero_norms: Array) -> MeanAndNorms:
     """Mean over the batch of the sum over the chunks, with the gradient made on the way; and the sums without."""
     closed = jax.make_jaxpr(norms_of)(chunks[0])
-    is_inexact = [jnp.issubdtype(constant.dtype, jnp.inexact) for constant in closed.consts]
-    inexact = [c for c, is_it in zip(closed.consts, is_inexact, strict=True) if is_it]
-    others = [c for c, is_it in zip(closed.consts, is_inexact, strict=True) if not is_it]  # no tangent: integers, keys
+    jaxpr, held = closed.jaxpr, brought(closed.consts)
+    is_inexact = [jnp.issubdtype(constant.dtype, jnp.inexact) for constant in held.arrays]
+    inexact = [c for c, is_it in zip(held.arrays, is_inexact, strict=True) if is_it]
+    others = [c for c, is_it in zip(held.arrays, is_inexact, strict=True) if not is_it]  # no tangent: integers, keys
     dtypes, batch = [c.dtype for c in inexact], zero_norms.shape[0]
     scale = 2.0 ** (batch - 1).bit_length()  # cotangents scale / B in [1, 2): 1 / B underflows in float16
 
     def norms_from(chunk: Array, inexact: list[Array], others: list[Array]) -> Array:
         """norms_of(chunk) with all that it closes over as arguments, as custom_vjp needs them."""
         left = iter(inexact), iter(others)
-        constants = [next(left[0] if is_it else left[1]) for is_it in is_inexact]
-        norms: Array = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))(chunk)[0]
+        constants = held.back([next(left[0] if is_it else left[1]) for is_it in is_inexact])
+        norms: Array = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))(chunk)[0]
         return norms
 
     @jax.custom_vjp
@@ -112,7 +114,7 @@ def _sum_with_its_gradient(norms_of: Callable[[Array], Array], chunks: Array, ze
     ) -> tuple[MeanAndNorms, list[Array]]:
         def add(carry: Any, chunk: Array) -> tuple[Any, None]:
             norms, vjp = jax.vjp(lambda inexact: norms_from(chunk, inexact, others), inexact)
-            (grads,) = vjp(jnp.full_like(norms, scale / batch))
+            grads = brought(vjp(jnp.full_like(norms, scale / batch))[0]).arrays
             return jax.tree.map(lambda total, new: total + new.astype(total.dtype), carry, (norms, grads)), None
 
         (norms, grads), _ = jax.lax.scan(add, (zero_norms, jax.tree.map(_wide_zeros, inexact)), chunks)
@@ -121,9 +123,10 @@ def _sum_with_its_gradient(norms_of: Callable[[Array], Array], chunks: Array, ze
     def backward(grads: list[Array], cotangents: MeanAndNorms) -> tuple[Any, ...]:
         weight = cotangents[0] / scale
         scaled = [_times(weight, g).astype(dtype) for g, dtype in zip(grads, dtypes, strict=True)]
-        return scaled, None, None, None
+        lay = [s for s, is_it in zip(held.shardings, is_inexact, strict=True) if is_it]
+        return held.gradients(scaled, lay), None, None, None
 
-    total.defvjp(forward, backward)
+    total.defvjp(here(forward), here(backward))
     return total(inexact, others, chunks, zero_norms)
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jacreg_jax import checks
 from jacreg_jax.bound_model import BoundModel as BoundModel
+from jacreg_jax.explicit_axes import automatic
 from jacreg_jax.mean_norm import mean_exact, mean_projected
 from jacreg_jax.penalty import depends_on_argument, on_random_rows, value_and
 from jacreg_jax.probes import PROBES, Probe
@@ -50,7 +51,7 @@ class _Made:
     is_checked: bool = False
 
     def __call__(self, f: Function, x: PyTree, y: PyTree, keys: Any) -> tuple[Any, jax.Array, jax.Array]:
-        return self.penalise(f, x, y, keys)
+        return (self.penalise if isinstance(f, BoundModel) else automatic(self.penalise))(f, x, y, keys)
 
     def __repr__(self) -> str:
         return self.call

@@ -24,11 +24,15 @@ from jax.interpreters import ad, batching, mlir
 
 from jacreg_jax import checks
 from jacreg_jax.convolution.form import vary_alike
+from jacreg_jax.explicit_layers import over_rows
+from jacreg_jax.rows import at_least_float32
+from jacreg_jax.shared_product import shared_product
 from jacreg_jax.types import Array
 
 CHWN = ("CHWN", "HWIO", "CHWN")
 
 
+@over_rows(-1)
 @partial(jax.jit, static_argnames=("padding", "window", "precision"))
 def conv_max_pool(
     x: Array, w: Array, padding: str | Sequence[tuple[int, int]] = "VALID", *, window: int = 2, precision: Any = None
@@ -37,8 +41,9 @@ def conv_max_pool(
 
     y[o,i,j,b] = max_{p,q<n} sum_{u,v,c} x[c, n i + p + u, n j + q + v, b] w[u,v,c,o], n = window, x padded. Output rows
     and columns that fill no window are left out. The gradient goes to the first of the ties: places within
-    4 eps (1 + |y|) of the maximum. Any number of derivatives in either mode, `vmap`, `scan`, jit and shard_map. A bias
-    and a rising activation may follow instead of lie between: max tanh(z + b) = tanh(max z + b).
+    4 eps sum |w| max |x| of the maximum, eps of float32 at least, in which they are summed. All derivatives in
+    either mode, `vmap`, `scan`, jit and shard_map. A bias and a rising activation may follow instead of lie between:
+    max tanh(z + b) = tanh(max z + b).
 
     Args:
         x: images, [C, H, W, B].
@@ -66,8 +71,9 @@ def conv_max_pool(
     x = lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
     patches = patches_p.bind(x, window=window, taps=taps)
     phases = _phases(w, window, taps)
-    z: Any = jnp.dot(phases.reshape(len(phases), -1).T, patches.reshape(len(phases), -1), precision=precision)
-    return max_of_places(z.reshape(*phases.shape[1:], *patches.shape[1:]))
+    z = shared_product(phases.reshape(len(phases), -1).T, patches, precision)
+    size = jnp.sum(jnp.abs(w), axis=(0, 1, 2))[:, None, None, None] * jnp.max(jnp.abs(x), axis=(0, 1, 2), keepdims=True)
+    return max_of_places(z.reshape(*phases.shape[1:], *patches.shape[1:]), lax.stop_gradient(size))
 
 
 def lax_conv_max_pool(
@@ -163,8 +169,12 @@ def _overlap_add(patches: Array, *, window: int, taps: tuple[int, int]) -> Array
 
 
 @jax.custom_jvp
-def max_of_places(z: Array) -> Array:
-    """max_k z[:, k] of [O, n, ..., B]; the gradient goes to the first place within 4 eps (1 + |y|) of the maximum."""
+def max_of_places(z: Array, size: Array) -> Array:
+    """max_k z[:, k] of [O, n, ..., B]; the gradient goes to the first place within 4 eps size of the maximum.
+
+    size, at least the sum of the terms' sizes in each z, and eps, of float32 at least, in which they are summed.
+    """
+    del size
     return functools.reduce(jnp.maximum, [z[:, k] for k in range(z.shape[1])])
 
 
@@ -176,10 +186,10 @@ def _max_of_places_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
     order for each. What lies within rounding of the maximum counts as one, or the gradient would depend on the program
     that it is a part of.
     """
-    (z,), (t,) = primals, tangents
-    y = max_of_places(z)
+    (z, size), (t, _) = primals, tangents
+    y = max_of_places(z, size)
     count, index = z.shape[1], jnp.int8 if z.shape[1] < 128 else jnp.int32
-    least = y - 4 * jnp.finfo(z.dtype).eps * (1 + jnp.abs(y))
+    least = y - 4 * jnp.finfo(at_least_float32(z.dtype)).eps * size
     first = jnp.full(y.shape, count - 1, index)
     for k in reversed(range(count - 1)):
         first = jnp.where(z[:, k] >= least, jnp.asarray(k, index), first)

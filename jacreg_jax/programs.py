@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
-from jacreg_jax import checks, signatures
+from jacreg_jax import signatures
 from jacreg_jax.concrete import Deferred, deferred
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.types import Array, Function, PyTree
 
 Partial: Any = jax.tree_util.Partial
@@ -226,7 +227,7 @@ def once(attack: Callable[P, R]) -> Callable[P, R]:
     places = inspect.signature(attack).parameters.values()
     names = [place.name for place in places if place.kind is place.POSITIONAL_OR_KEYWORD]
 
-    @checks.pure
+    @entry
     @functools.wraps(attack)
     def call(*args: P.args, **options: P.kwargs) -> R:
         named = dict(options)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jacreg_jax import checks
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.jacobian import exact_frobenius_sq, projected_frobenius_sq
 from jacreg_jax.keys import normal_like, sample_keys
 from jacreg_jax.probes import sample_probes
@@ -20,7 +21,7 @@ from jacreg_jax.rows import Rows, at_least_float32, batch_size, sum_sq
 from jacreg_jax.types import Array, Float, Function, Int, PyTree
 
 
-@checks.pure
+@entry
 def input_gradient_penalty(
     f: Function, x: PyTree, y: Int[Array, "B *T"], *, norm: Literal["l2", "l1"] = "l2"
 ) -> Float[Array, " B"]:
@@ -62,7 +63,7 @@ def input_gradient_penalty(
     return sum_sq(gradient) if norm == "l2" else _sum_abs(gradient)
 
 
-@checks.pure
+@entry
 def noise_consistency(f: Function, x: PyTree, key: jax.Array, *, sigma: float) -> Float[Array, " B"]:
     """||f(x + sigma u) - f(x)||^2 / sigma^2 with u ~ N(0, 1); cost 2.
 
@@ -93,13 +94,13 @@ def noise_consistency(f: Function, x: PyTree, key: jax.Array, *, sigma: float) -
     checks.positive("sigma", sigma)
     keys = sample_keys(key, batch_size(x))
     leaves, treedef = jax.tree.flatten(x)
-    own = [keys] if len(leaves) == 1 else [_folded(keys, i) for i in range(len(leaves))]
+    own = [keys] if len(leaves) == 1 else [jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(len(leaves))]
     noisy = [leaf + sigma * normal_like(k, leaf) for k, leaf in zip(own, leaves, strict=True)]
     difference = jax.tree.map(jnp.subtract, f(jax.tree.unflatten(treedef, noisy)), f(x))
     return sum_sq(difference) / sigma**2
 
 
-@checks.pure
+@entry
 def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: float = 0.01) -> Float[Array, " B"]:
     """<v, f(x + h g) - f(x - h g)> / (2 h), g = stop_gradient(J^T v): ||J^T v||^2 without double backward; cost 2.7.
 
@@ -180,7 +181,7 @@ def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: 
     return sum_sq(vjp(outputs.unravel(u))[0])
 
 
-@checks.pure
+@entry
 def target_jacobian_sq(
     f: Function, x: Array, target: Array, key: jax.Array | None = None, *, num_projections: int | None = None
 ) -> Float[Array, " B"]:
@@ -284,14 +285,10 @@ def layerwise_frobenius_sq(
         checks.function(f"layers[{i}]", layer)
     total: Any = 0.0
     for i, layer in enumerate(layers):
-        keys = _folded(sample_keys(key, batch_size(x)), i)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(sample_keys(key, batch_size(x)), i)
         total = total + projected_frobenius_sq(layer, x, keys, num_projections=num_projections)
         x = layer(x)
     return total
-
-
-def _folded(keys: jax.Array, i: int) -> jax.Array:
-    return jax.vmap(jax.random.fold_in, (0, None))(keys, i)
 
 
 def _sum_abs(tree: PyTree) -> Float[Array, " B"]:

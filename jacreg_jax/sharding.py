@@ -22,6 +22,7 @@ from jacreg_jax.collectives import (
     sum_over_devices as sum_over_devices,
     varying as varying,
 )
+from jacreg_jax.explicit_axes import automatic_step, within
 from jacreg_jax.guard import check_batch
 from jacreg_jax.types import PyTree
 
@@ -183,10 +184,10 @@ def map_over_devices(
     donated = (0,) if donate else ()
     on_axis: Step = lambda state, *batches: body(state, *batches, AXIS)
     if mesh is None:
-        return jax.jit(lambda state, *batches: body(state, *batches, None), donate_argnums=donated)
+        return jax.jit(automatic_step(lambda state, *batches: body(state, *batches, None)), donate_argnums=donated)
     if backend == "pmap":
         return _pmapped(on_axis, list(mesh.devices.flat), specs)
-    mapped = jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), *specs), out_specs=(P(), P()))
+    mapped = within(jax.shard_map(on_axis, mesh=mesh, in_specs=(P(), *specs), out_specs=(P(), P())), mesh)
     placed: dict[str, Any] = {}
     if backend == "jit":
         on_mesh = lambda *specs: tuple(NamedSharding(mesh, spec) for spec in specs)
@@ -242,9 +243,9 @@ def map_over_members(
     checks.function("train", train, ("state", "data", "indices"))
     donated = (0,) if donate else ()
     if mesh is None:
-        return jax.jit(train, donate_argnums=donated)
+        return jax.jit(automatic_step(train), donate_argnums=donated)
     mesh = check_mesh(mesh)
     specs = P(AXIS), P(), P(AXIS)
-    mapped = jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=P(AXIS))
+    mapped = within(jax.shard_map(train, mesh=mesh, in_specs=specs, out_specs=P(AXIS)), mesh)
     placed = tuple(NamedSharding(mesh, spec) for spec in specs)
     return jax.jit(mapped, donate_argnums=donated, in_shardings=placed)

@@ -8,6 +8,7 @@ from jax import lax
 from jacreg_jax import models
 from jacreg_jax.arithmetic import operations
 from jacreg_jax.convolution import conv_general_dilated
+from jacreg_jax.shared_product import shared_product
 
 IMAGES = jax.ShapeDtypeStruct((2, 9, 9, 4), jnp.float32)
 
@@ -36,6 +37,11 @@ def test_groups_products_loops_and_calls():
     assert operations(many, x, w) == 11 * 2 * 5 * 6 * 7
     assert operations(jax.vmap(product, (0, None)), jnp.zeros((3, 5, 6)), w) == 3 * 2 * 5 * 6 * 7
     assert operations(lambda x: x, x) == 0
+    for gradient in (0, 1):  # and those of the primitive of pooled convolutions
+        total = lambda a, p: jnp.sum(shared_product(a, p) ** 2)
+        columns = jnp.zeros((6, 2, 2, 3))
+        wanted = 2 * 2 * 5 * 6 * 12
+        assert operations(jax.grad(total, gradient), x, columns) == pytest.approx(wanted, rel=0.2)
     assert operations(jnp.tanh, x) == 30
 
 

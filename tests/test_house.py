@@ -20,7 +20,16 @@ LIBRARY = ROOT / "jacreg_jax"
 
 # third parties each part may import at module level, and its siblings; functions may import more (lazily)
 BASE = {"jax", "numpy"}
-FLOOR = {"checks", "concrete", "generators", "keys", "manual_axes", "rows", "types"}  # what everything may stand on
+FLOOR = {
+    "checks",
+    "concrete",
+    "explicit_axes",
+    "generators",
+    "keys",
+    "manual_axes",
+    "rows",
+    "types",
+}  # what everything may stand on
 MAP = {
     "types": (BASE | {"jaxtyping"}, set()),  # jaxtyping where it is loaded already
     "checks": (BASE, {"concrete"}),
@@ -29,6 +38,8 @@ MAP = {
     "share_keys": (BASE, {"generators", "manual_axes", "types"}),
     "shares": (BASE, {"share_keys", "types"}),
     "manual_axes": (BASE, {"types"}),
+    "explicit_axes": (BASE, {"checks", "types"}),
+    "explicit_layers": (BASE, {"explicit_axes", "types"}),
     "deprecation": (set(), {"checks"}),
     "rows": (BASE, {"types"}),
     "probes": (BASE, FLOOR),
@@ -56,8 +67,9 @@ MAP = {
         FLOOR | {"accumulation", "guard", "metrics", "optimizers", "schedules", "sharding", "shares", "supervised"},
     ),
     "schedules": (BASE | {"optax"}, FLOOR),
-    "convolution": (BASE, FLOOR),
-    "pooled_convolution": (BASE, FLOOR | {"convolution"}),
+    "convolution": (BASE, FLOOR | {"explicit_layers"}),
+    "shared_product": (BASE, {"manual_axes", "types"}),
+    "pooled_convolution": (BASE, FLOOR | {"convolution", "explicit_layers", "shared_product"}),
     "functional": (BASE, FLOOR),
     "modes": (set(), {"checks"}),
     "models": (BASE | {"flax"}, FLOOR | {"convolution", "functional", "modes", "pooled_convolution", "shares"}),
@@ -155,6 +167,9 @@ INNER = {
     "share_keys",
     "guard",
     "manual_axes",
+    "explicit_axes",
+    "explicit_layers",
+    "shared_product",
     "optimizers",
     "intervals",
     "interval_operations",

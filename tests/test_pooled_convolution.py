@@ -37,7 +37,7 @@ def both(padding, window):
 
 
 def gradient_of_places(z):
-    return jax.grad(lambda z: max_of_places(z)[0, 0])(z[None, :, None])[0, :, 0]
+    return jax.grad(lambda z: max_of_places(z, abs(z).max())[0, 0])(z[None, :, None])[0, :, 0]
 
 
 @pytest.mark.parametrize(("x", "w", "padding", "window"), CASES)
@@ -106,14 +106,14 @@ def test_ties_go_to_the_first(value, shape, key):
         np.testing.assert_array_equal(gradient_of_places(jnp.array(tie, float)), jnp.eye(4)[tie.index(1)])
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("scale", [1e-9, 1e-3, 1.0, 1e3])
 def test_places_a_rounding_apart_tie(scale):
     """The last bits of a matmul depend on the program around it, the gradient does not; the value is the maximum."""
     z = jnp.float32(scale) * jnp.array([0.5, 1, 1, 1], jnp.float32)
     rounded = jnp.nextafter(z, jnp.array([0, 0, jnp.inf, jnp.inf], jnp.float32))
     np.testing.assert_array_equal(gradient_of_places(rounded), [0, 1, 0, 0])
-    assert max_of_places(rounded[None, :, None])[0, 0] == rounded[2] > z[1]
-    apart = z + (1 + scale) * jnp.array([0, 0, 1e-5, 0], jnp.float32)
+    assert max_of_places(rounded[None, :, None], jnp.float32(scale))[0, 0] == rounded[2] > z[1]
+    apart = z + scale * jnp.array([0, 0, 1e-5, 0], jnp.float32)
     np.testing.assert_array_equal(gradient_of_places(apart), [0, 0, 1, 0])
 
 
@@ -154,6 +154,26 @@ def test_half_precision(key):
     assert ours.dtype == jnp.bfloat16
     np.testing.assert_allclose(ours.astype(jnp.float32), wide, rtol=0.05, atol=0.1)
     assert jax.grad(lambda w: jnp.sum(conv_max_pool(x, w)))(w).dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale", "error"),
+    [
+        (jnp.bfloat16, 1.0, 0.01),
+        (jnp.float16, 1.0, 0.001),
+        (jnp.float32, 1e-6, 1e-6),
+        (jnp.float32, 1e6, 1e-6),
+    ],
+)
+def test_gradients_are_those_of_float64(dtype, scale, error, key, x64):
+    """In each precision, and at any scale: no place that is not the maximum takes its gradient."""
+    x, w = arrays(key, (2, 16, 16), (3, 3, 2, 3), batch=8, dtype=jnp.float64)
+    x, w = (scale * x).astype(dtype), w.astype(dtype)
+    gradient = lambda f, *kinds: jax.grad(lambda x, w: jnp.sum(f(x, w)), (0, 1))(*kinds)
+    found = gradient(conv_max_pool, x, w)
+    expected = gradient(lax_conv_max_pool, x.astype(jnp.float64), w.astype(jnp.float64))
+    for ours, truth in zip(found, expected, strict=True):
+        assert jnp.linalg.norm(ours.astype(jnp.float64) - truth) < error * jnp.linalg.norm(truth)
 
 
 def test_layer_equals_flax(key):

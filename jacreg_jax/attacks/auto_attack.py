@@ -15,6 +15,7 @@ from jacreg_jax.attacks.inputs import Inputs, batch_size, inputs
 from jacreg_jax.attacks.result import NEVER, NORMS, AttackResult, Norm, choose, distance, first_of, spread
 from jacreg_jax.attacks.square import square
 from jacreg_jax.checks import Bounds
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.keys import sample_keys
 from jacreg_jax.predictions import with_enough_classes
 from jacreg_jax.signatures import Named
@@ -90,7 +91,7 @@ def _ensemble(
     return ensemble if criterion == misclassified else {k: v for k, v in ensemble.items() if k != "apgd-t"}
 
 
-@checks.pure
+@entry
 def auto_attack(
     f: Function,
     x: PyTree,

@@ -3,16 +3,16 @@
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from jacreg_jax import checks
 from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.gradient import is_zero
 from jacreg_jax.attacks.result import AttackResult, spread
 from jacreg_jax.attacks.start import Goal, begin, finish
 from jacreg_jax.checks import Bounds
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.types import Array, Function, PyTree
 
 
-@checks.pure
+@entry
 def fgsm(
     f: Function,
     x: PyTree,

@@ -2,16 +2,16 @@
 
 from jax.typing import ArrayLike
 
-from jacreg_jax import checks
 from jacreg_jax.attacks.criteria import Criterion, misclassified
 from jacreg_jax.attacks.result import AttackResult, spread
 from jacreg_jax.attacks.start import Goal, begin, finish
 from jacreg_jax.checks import Bounds
+from jacreg_jax.explicit_axes import entry
 from jacreg_jax.keys import check_key, normal_like
 from jacreg_jax.types import Array, Function, PyTree
 
 
-@checks.pure
+@entry
 def white_noise(
     f: Function,
     x: PyTree,

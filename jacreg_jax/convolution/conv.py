@@ -11,6 +11,7 @@ from jax import lax
 
 from jacreg_jax.convolution.form import NHWC, Geometry, vary_alike
 from jacreg_jax.convolution.primitive import convolution_p
+from jacreg_jax.explicit_layers import over_rows
 from jacreg_jax.types import Array
 
 
@@ -94,9 +95,14 @@ def conv_general_dilated(
     rows, columns = ((int(low), int(high)) for low, high in padding)
     strides = int(window_strides[0]), int(window_strides[1])
     geometry = Geometry((height, width), (kh, kw), strides, (rows, columns))
-    lhs, rhs = vary_alike(jnp.asarray(lhs), jnp.asarray(rhs))
     if precision is None:
         precision = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return _output(jnp.asarray(lhs), jnp.asarray(rhs), geometry=geometry, precision=precision)
+
+
+@over_rows(0)
+def _output(lhs: Array, rhs: Array, *, geometry: Geometry, precision: Any) -> Array:
+    lhs, rhs = vary_alike(lhs, rhs)
     return convolution_p.bind(lhs, rhs, result="output", geometry=geometry, precision=precision)
 
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from jacreg_jax.explicit_layers import over_rows
 from jacreg_jax.types import Array
 
 
@@ -56,8 +57,13 @@ def max_pool(
         return lax.reduce_window(x, -jnp.inf, lax.max, (*ones, *window, 1), (*ones, *strides, 1), pads)
     counts = [size // k for size, k in zip(spatial, window, strict=True)]
     x = x[(..., *(slice(c * k) for c, k in zip(counts, window, strict=True)), slice(None))]
+    return (over_rows(0)(_max_over_windows) if lead else _max_over_windows)(x, counts, window)
+
+
+def _max_over_windows(x: Array, counts: list[int], window: tuple[int, ...]) -> Array:
+    """Maximum over windows that tile the spatial axes."""
     split = [n for pair in zip(counts, window, strict=True) for n in pair]
-    return _max_of_tiles(x.reshape(*x.shape[:lead], *split, x.shape[-1]), n)
+    return _max_of_tiles(x.reshape(*x.shape[: -len(window) - 1], *split, x.shape[-1]), len(window))
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
