@@ -72,7 +72,8 @@ def lazily(period: int, loss: Any) -> Loss:
     """The penalty on every k-th step alone, with lambda_jr multiplied by k: a step costs 1 + n / k plain ones.
 
     The mean over steps of the gradient is the same and its variance is larger; lr * lambda_jr * k * curvature must stay
-    below 2. On the other steps the metric `penalty` is NaN, so that `jax_debug_nans` stops there. The result is
+    below 2. Models that train together, under `vmap`, save nothing: both branches of a step run there. On the other
+    steps the metric `penalty` is NaN, so that `jax_debug_nans` stops there. The result is
     differentiable in its first argument.
 
     Args:

@@ -1,11 +1,13 @@
 """A model of any library taken apart: pure functions of (params, model_state, x, key), in the modes that it has."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
+from jacreg_jax import checks
 from jacreg_jax.manual_axes import varying
 from jacreg_jax.types import Apply, PyTree
 
@@ -99,6 +101,19 @@ def at_batch_statistics(statistics: State, evaluate: Apply) -> Apply:
         return evaluate(params, of_batch, x, key)[0], model_state
 
     return apply
+
+
+class CallsOfNorms(Counter[Any]):
+    """How often each BatchNorm of a pass was called: its statistics are those of its last call."""
+
+    def tell(self) -> None:
+        """A warning where one was called more than once."""
+        if max(self.values(), default=0) > 1:
+            checks.warn(
+                "a BatchNorm is called more than once in one pass, and batch_statistics takes the statistics of its "
+                "last call for all of them: the penalty is that of another function. Give each call a BatchNorm of its "
+                "own, or penalise models.held_statistics_mode(module)"
+            )
 
 
 @jax.custom_jvp

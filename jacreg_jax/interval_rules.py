@@ -48,7 +48,7 @@ def _of(variables: Any, kind: Any) -> bool:
 
 def _whole_numbers(name: str, equation: Any, boxes: list[bool]) -> Rule | None:
     """Integers wrap: where an end leaves their type, the box is the whole of it."""
-    if name in BILINEAR:
+    if name in BILINEAR or name == "div":  # a quotient is cut off, not rounded
         return None
     rule, info = _rule_of(name, equation, boxes), jnp.iinfo(equation.outvars[0].aval.dtype)
     if rule is None or name in SAFE or name in SHAPES:

@@ -14,7 +14,7 @@ from jacreg_jax.keys import part_keys, sample_keys
 from jacreg_jax.mean_norm import mean_exact, mean_projected
 from jacreg_jax.probes import Probe
 from jacreg_jax.programs import once
-from jacreg_jax.rows import batch_size
+from jacreg_jax.rows import at_least_float32, batch_size
 from jacreg_jax.types import Array, Float, Function, PyTree
 
 Reduce = Callable[..., Any]  # (z, vjp, x, key) -> (mean, norms), or another summary
@@ -138,7 +138,14 @@ def joint_loss(
         if not isinstance(lambda_wd, (int, float)) or lambda_wd != 0:
             raise ValueError(f"params must be given where lambda_wd is not 0, got None with lambda_wd={lambda_wd}")
         return loss
-    return loss + 0.5 * lambda_wd * sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params))
+    return loss + 0.5 * lambda_wd * sum(map(_size_sq, jax.tree.leaves(params)))
+
+
+def _size_sq(leaf: Any) -> Array:
+    """Sum of |entry|^2, in float32 at least: thousands of half-precision weights overflow."""
+    parts = (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else (leaf,)
+    wide = [jnp.asarray(part, at_least_float32(part.dtype)) for part in map(jnp.asarray, parts)]
+    return sum((jnp.sum(part**2) for part in wide), jnp.zeros((), wide[0].dtype))
 
 
 def standard_error(frobenius_sq: Float[Array, " m"]) -> Float[Array, ""]:

@@ -76,6 +76,8 @@ def _known(f: Function, *args: Any) -> Function | None:
         return f
     if getattr(jax.config, "jax_disable_jit"):  # noqa: B009, no attribute to a type checker
         return None
+    if getattr(jax.config, "jax_use_simplified_jaxpr_constants", False):  # arrays are no constants of a program then
+        return None
     shapes = jax.eval_shape(lambda *args: args, *args)
     again = lambda *args: f(*args)  # f as another function: JAX keeps the trace of f, and the arrays of that time
     try:

@@ -325,3 +325,17 @@ def test_wrong_criteria(problem):
             make(-1)
     assert criteria.moved(0.1) == criteria.moved(0.1)
     assert hash(top_k(2)) == hash(top_k(2))
+
+
+@pytest.mark.parametrize("positions", [7, 10, 25, 100])
+def test_margins_and_shares_agree_on_how_many(positions):
+    """Also where the share times the positions is a whole number but for rounding, such as 0.29 of 100."""
+    y = jnp.zeros((1, positions), int)
+    for share in np.arange(1, positions) / positions:
+        criterion = wrong_share(float(share))
+        for wrong in range(positions + 1):
+            z = jnp.where(jnp.arange(positions) < wrong, 1.0, -1.0)
+            z = jnp.stack([jnp.zeros(positions), z], -1)[None]
+            reached = bool(criterion.reached(z, y)[0])
+            assert reached == bool(criterion.margin(z, y)[0] > 0)
+            assert reached == (wrong > round(share * positions))

@@ -408,3 +408,11 @@ def test_bounds_of_whole_numbers_are_whole_and_exact():
     box = certify.interval_bounds(lambda x: x.astype(jnp.int32) + (2**24 + 1), jnp.zeros(1), jnp.ones(1))
     assert box.low.dtype == jnp.int32
     assert (int(box.low[0]), int(box.high[0])) == (2**24 + 1, 2**24 + 2)
+
+
+def test_quotients_of_integers_are_refused():
+    """41 / 41 by a reciprocal is 0.99999994, which would be cut off to 0."""
+    whole = lambda x: jax.lax.div((41 * x[:, 0]).astype(jnp.int32), jnp.int32(41)).astype(jnp.float32)
+    f = lambda x: jnp.stack([0.5 - whole(x), 0 * x[:, 0]], 1)
+    with pytest.raises(TypeError, match="no rule for 'div'"):
+        certify.interval_radius(f, jnp.array([[0.9]]), jnp.array([0]))

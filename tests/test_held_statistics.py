@@ -178,3 +178,20 @@ def test_constant_for_the_innermost_derivative_alone():
     assert jax.jvp(first, (0.7,), (1.0,))[1] == pytest.approx(np.cos(0.7) - 0.7 * np.sin(0.7), rel=1e-6)
     jitted = jax.grad(lambda x: jax.vjp(jax.jit(f), x)[1](1.0)[0])(0.7)
     assert jitted == pytest.approx(np.cos(0.7) - 0.7 * np.sin(0.7), rel=1e-6)
+
+
+def test_a_norm_that_gets_x_by_name():
+    class Named(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.BatchNorm(use_running_average=not train)(x=nn.Dense(3)(x))
+
+    module, x = Named(), jax.random.normal(jax.random.key(0), (8, 4))
+    variables = module.init(jax.random.key(1), x)
+    held = models.held_statistics_mode(module)
+    state = {"batch_stats": variables["batch_stats"]}
+    norms = [
+        jr.exact_frobenius_sq(lambda x, apply=apply: apply(variables["params"], state, x, None)[0], x)
+        for apply in (held.inside, models.batch_statistics_mode(module))
+    ]
+    np.testing.assert_allclose(*norms, rtol=1e-5)

@@ -1,6 +1,7 @@
 """interop.py: models of five kinds, each with a penalty that matches jacrev; four architectures; training."""
 
 import itertools
+import warnings
 
 import flax.errors
 import jax
@@ -354,3 +355,53 @@ def test_an_equinox_module_with_a_state_wants_it():
     model, _ = eqx.nn.make_with_state(Net)()
     with pytest.raises(ValueError, match=r"state is None: from_equinox\(model, state\), both of equinox.nn.make_with"):
         interop.from_equinox(model)
+
+
+def called(times, library):
+    """A model that calls its one BatchNorm so often, as (batch_statistics, params, model_state)."""
+    x = jnp.ones((4, 5))
+    if library == "linen":
+
+        class Linen(linen.Module):
+            @linen.compact
+            def __call__(self, x, train=False):
+                norm = linen.remat(linen.BatchNorm, static_argnums=(2,))(name="norm")
+                for _ in range(times):
+                    x = norm(linen.Dense(5)(x), not train)
+                return x
+
+        module = Linen()
+        return interop.from_linen(module, module.init(jax.random.key(0), x))
+    if library == "nnx":
+
+        class Nnx(nnx.Module):
+            def __init__(self, rngs):
+                self.norm = nnx.BatchNorm(5, rngs=rngs)
+
+            def __call__(self, x):
+                for _ in range(times):
+                    x = self.norm(x)
+                return x
+
+        return interop.from_nnx(Nnx(nnx.Rngs(0)))
+
+    haiku = pytest.importorskip("haiku")
+
+    def network(x, is_training):
+        norm = haiku.BatchNorm(True, True, 0.9)
+        for _ in range(times):
+            x = norm(x, is_training)
+        return x
+
+    transformed = haiku.transform_with_state(network)
+    return interop.from_haiku(transformed, *transformed.init(jax.random.key(0), x, True), is_training=True)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("library", ["linen", "nnx", "haiku"])
+def test_a_norm_that_is_called_twice_is_told(library, times):
+    model = called(times, library)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        jax.jit(model.batch_statistics)(model.params, model.model_state, jnp.ones((4, 5)), jax.random.key(0))
+    assert sum("more than once" in str(warning.message) for warning in told) == (times > 1)

@@ -218,3 +218,13 @@ def test_a_function_without_entries_has_norm_0():
         assert mean == 0
     loss = lambda scale: jr.value_and_exact_penalty(lambda x: scale * nothing(x), x)[1]
     assert jax.grad(loss)(2.0) == 0
+
+
+def test_weight_decay_of_half_precision_does_not_overflow():
+    """Summed in float32; of complex parameters the squared modulus, with its gradient."""
+    decay = lambda params: jr.joint_loss(0.0, 0.0, params, lambda_jr=0.0, lambda_wd=1.0)
+    assert float(decay([jnp.full(1000, 10, jnp.float16)])) == 50_000
+    assert float(decay([jnp.full(10, 1, jnp.bfloat16)] * 200)) == 1000
+    z = jnp.array([3 + 4j, 1j])
+    assert float(decay([z])) == pytest.approx(13)
+    np.testing.assert_allclose(jax.grad(decay)([z])[0], jnp.conj(z))

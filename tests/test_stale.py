@@ -319,3 +319,15 @@ def test_what_is_read_is_a_key():
     assert signatures.read_by(lambda z: later(z)) is None
     later = lambda z: later(z)
     assert signatures.read_by(later) is None, "it reads itself"
+
+
+def test_arrays_that_are_no_constants_of_a_program():
+    """JAX is to write closed-over arrays into its programs; calls compile anew then, and none is stale."""
+    x, y = np.eye(3, dtype=np.float32), np.arange(3)
+    before = jax.config.jax_use_simplified_jaxpr_constants
+    jax.config.update("jax_use_simplified_jaxpr_constants", True)
+    try:
+        found = [evaluation.accuracy(lambda x, w=w: x @ w, x, y) for w in (jnp.eye(3), jnp.roll(jnp.eye(3), 1, 1))]
+    finally:
+        jax.config.update("jax_use_simplified_jaxpr_constants", before)
+    assert found == [1.0, 0.0]

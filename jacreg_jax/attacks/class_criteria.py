@@ -41,7 +41,7 @@ class Misclassified(Criterion):
         wrong = jax.lax.argmax(z, z.ndim - 1, jnp.int32) != y
         if wrong.ndim > 1:
             wrong = wrong.reshape(len(wrong), -1)
-            wrong = jnp.sum(wrong, axis=1, dtype=jnp.int32) > self.share * wrong.shape[1]
+            wrong = jnp.sum(wrong, axis=1, dtype=jnp.int32) > self._allowed(wrong.shape[1])
         return wrong & ~jnp.isnan(z.reshape(len(z), -1)).any(-1)
 
     def loss(self, z: Array, y: Array) -> Array:
@@ -75,7 +75,7 @@ class Misclassified(Criterion):
 
     def _allowed(self, positions: int) -> int:
         """How many may be wrong."""
-        return min(int(self.share * positions), positions - 1)
+        return min(int(self.share * positions + 1e-6), positions - 1)  # 0.29 of 100 is 29
 
     def _over_positions(self, values: Array) -> Array:
         if values.ndim == 1:

@@ -30,7 +30,7 @@ def from_equinox(model: Any, state: Any = None, **options: Any) -> Functional:
         **options: for the module's call.
 
     Returns:
-        Functional.
+        Functional. Its batch_statistics takes a BatchNorm that one pass calls twice at the statistics of its last call.
 
     Raises:
         ValueError: not an equinox module; one that holds a state, as BatchNorm does, without it.

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jacreg_jax import shares
-from jacreg_jax.functional import Functional, at_batch_statistics, reads_running_statistics
+from jacreg_jax.functional import CallsOfNorms, Functional, at_batch_statistics, reads_running_statistics
 from jacreg_jax.interop.function import require
 from jacreg_jax.modes import MODES, in_mode
 from jacreg_jax.types import Apply, PyTree
@@ -47,10 +47,12 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options
                 return transformed.apply(params, state, key, x, **options | mode)
             return transformed.apply(params, key, x, **options | mode), state
 
+    def is_norm_call(context: Any) -> bool:
+        return isinstance(context.module, haiku.BatchNorm) and context.method_name == "__call__"
+
     def over_whole_batch(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
         """On a share of a batch, BatchNorm averages over the axis of the mesh too."""
-        is_call = isinstance(context.module, haiku.BatchNorm) and context.method_name == "__call__"
-        if shares.batch_axis() is not None and is_call:
+        if shares.batch_axis() is not None and is_norm_call(context):
             context.module.cross_replica_axis = context.module.cross_replica_axis or shares.batch_axis()
         return method(*args, **kwargs)
 
@@ -60,7 +62,17 @@ def from_haiku(transformed: Any, params: PyTree, state: PyTree = None, **options
             name: jax.tree.map(jnp.zeros_like, values) if name.endswith(("/mean_ema", "/var_ema")) else values
             for name, values in state.items()
         }
-        return train(params, fresh, x, key)[1]
+        calls = CallsOfNorms()
+
+        def counted(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+            if is_norm_call(context):
+                calls[context.module.module_name] += 1
+            return method(*args, **kwargs)
+
+        with haiku.intercept_methods(counted):
+            new = train(params, fresh, x, key)[1]
+        calls.tell()
+        return new
 
     initial = {} if state is None else state
     rebuild = lambda params, state: (params, state)

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from flax import linen as nn
 from flax.core import unfreeze
 
 from jacreg_jax import checks, modes, shares
-from jacreg_jax.functional import Output, at_batch_statistics, reads_running_statistics
+from jacreg_jax.functional import CallsOfNorms, Output, at_batch_statistics, reads_running_statistics
 from jacreg_jax.keys import check_key
 from jacreg_jax.types import Apply, PyTree
 
@@ -144,8 +145,11 @@ def batch_statistics_mode(module: nn.Module, **options: Any) -> Apply:
     train = train_mode(module, **options)
 
     def statistics(params: PyTree, model_state: PyTree, x: Any, key: Any) -> PyTree:
-        with nn.intercept_methods(_without_momentum):
-            return train(params, model_state, x, key)[1]
+        calls = CallsOfNorms()
+        with nn.intercept_methods(partial(_without_momentum, calls)):
+            new = train(params, model_state, x, key)[1]
+        calls.tell()
+        return new
 
     return at_batch_statistics(statistics, eval_mode(module, **options))
 
@@ -190,9 +194,10 @@ def predictor(
     return jax.tree_util.Partial(Output(evaluate, preprocess), params, model_state or {}, None)
 
 
-def _without_momentum(method: Any, args: Any, kwargs: Any, context: Any) -> Any:
+def _without_momentum(calls: CallsOfNorms, method: Any, args: Any, kwargs: Any, context: Any) -> Any:
     """Running averages forget what was before: train mode then leaves the batch's own statistics in the state."""
     if modes.keeps_average(context.module):
+        calls[context.module.path] += context.method_name == "__call__"
         object.__setattr__(context.module, "momentum", 0.0)  # of this call's own copy of the module
     return method(*args, **kwargs)
 

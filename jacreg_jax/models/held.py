@@ -83,7 +83,7 @@ def _hold(method: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> A
     of_batch: dict[str, jax.Array] = {name: module.get_variable("batch_stats", name) for name in running}
     for name, value in of_batch.items():
         module.put_variable("batch_stats", name, momentum * running[name] + (1 - momentum) * value)
-    return _normalised(module, args[0], **constant_inside(of_batch)).astype(dtype)
+    return _normalised(module, args[0] if args else kwargs["x"], **constant_inside(of_batch)).astype(dtype)
 
 
 def _normalised(module: nn.BatchNorm, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
