@@ -93,4 +93,7 @@ def map_batches(
     for start in shown(starts, progress):
         rows, more = batch(start)
         parts.append(jax.device_get(call(program, *rows, **more)[0]))
+        shapes = [np.shape(leaf) for leaf in jax.tree.leaves(parts[-1])]
+        if any(shape[:1] != (batch_size,) for shape in shapes):
+            raise ValueError(f"fn must give arrays [B, ...], a row for each of B = {batch_size}, got shapes {shapes}")
     return jax.tree.map(lambda *leaves: np.concatenate(leaves)[:n], *parts)

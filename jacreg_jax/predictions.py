@@ -16,8 +16,13 @@ def as_logits(z: Array) -> Array:
     Example:
         >>> as_logits(jnp.array([2.0, -1.0])).tolist()
         [[0.0, 2.0], [0.0, -1.0]]
+
+    Raises:
+        TypeError: no array.
     """
-    if getattr(z, "ndim", 0) == 0 or (z.ndim > 1 and z.shape[-1] != 1):
+    if not hasattr(z, "ndim"):
+        raise TypeError(f"f(x) must be one array of logits, got {type(z).__name__}")
+    if z.ndim == 0 or (z.ndim > 1 and z.shape[-1] != 1):
         return z
     z = z[..., 0] if z.ndim > 1 else z
     return jnp.stack([jnp.zeros_like(z), z], axis=-1)

@@ -199,3 +199,13 @@ def test_a_swept_radius_is_as_precise_as_x(x64, norm):
     np.testing.assert_allclose(np.abs(found.x_adv - x), 0.1, rtol=1e-15)
     single = evaluation.run_attack(attack, f, x.astype(np.float32), y, jax.random.key(0), epsilon=0.1)
     assert single.x_adv.dtype == np.float32
+
+
+def test_what_is_no_row_for_each_row_is_refused():
+    """A mean over the batch, one value for each class, and f that gives a pair."""
+    x, y = np.ones((5, 3), np.float32), np.zeros(5, int)
+    for fn in (lambda f, x: f(x).mean(), lambda f, x: f(x).mean(0)):
+        with pytest.raises(ValueError, match=r"fn must give arrays \[B, ...\]"):
+            evaluation.map_batches(fn, lambda x: x, x, batch_size=2)
+    with pytest.raises(TypeError, match=r"f\(x\) must be one array of logits, got tuple"):
+        evaluation.accuracy(lambda x: (x, {}), x, y)

@@ -405,3 +405,17 @@ def test_a_norm_that_is_called_twice_is_told(library, times):
         warnings.simplefilter("always")
         jax.jit(model.batch_statistics)(model.params, model.model_state, jnp.ones((4, 5)), jax.random.key(0))
     assert sum("more than once" in str(warning.message) for warning in told) == (times > 1)
+
+
+def test_a_norm_inside_of_nnx_remat_is_refused_in_words():
+    class Inner(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(5, rngs=rngs)
+
+        @nnx.remat
+        def __call__(self, x):
+            return self.norm(x)
+
+    model = interop.from_nnx(Inner(nnx.Rngs(0)))
+    with pytest.raises(TypeError, match="inside of nnx.remat"):
+        model.batch_statistics(model.params, model.model_state, jnp.ones((4, 5)))

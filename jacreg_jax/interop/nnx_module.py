@@ -70,7 +70,12 @@ def from_nnx(model: Any, **options: Any) -> Functional:
         """`functional.at_batch_statistics`; nnx cuts the gradient of what it keeps, so that notes take its place."""
         train, evaluate = merged(params, state, key, "train"), merged(params, state, key, "eval")
         notes = [_note(*place) for place in _running(nnx, train)]
-        train(jax.lax.stop_gradient(x), **of_call["train"])
+        try:
+            train(jax.lax.stop_gradient(x), **of_call["train"])
+        except TypeError as error:
+            if _Note.__name__ in str(error):
+                raise TypeError(_LIFTED) from error
+            raise
         CallsOfNorms({i: note.times for i, note in enumerate(notes)}).tell()
         for note, (module, name) in zip(notes, _running(nnx, evaluate), strict=True):
             getattr(module, name).set_value(note.value)
@@ -85,6 +90,12 @@ def from_nnx(model: Any, **options: Any) -> Functional:
         batch_statistics=at_batch,
         rebuild=lambda params, state: nnx.merge(graph, params, streams, state, copy=True),
     )
+
+
+_LIFTED = (
+    "model must hold no BatchNorm inside of nnx.remat, nnx.scan or another lifted transformation for batch_statistics: "
+    "take jax.checkpoint around the whole of f, or flax.linen, whose lifted BatchNorms serve"
+)
 
 
 def _reseed(nnx: Any, module: Any, key: Any) -> None:
