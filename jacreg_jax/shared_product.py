@@ -92,7 +92,16 @@ def _abstract_eval(x: Any, y: Any, **params: Any) -> Any:
     return y.update(shape=jax.eval_shape(partial(_merged, **params), *shapes).shape, weak_type=False)
 
 
-product_p.def_impl(jax.jit(product_p.bind, static_argnames=("result", "precision")))
+_compiled = jax.jit(product_p.bind, static_argnames=("result", "precision"))
+
+
+def _impl(x: Array, y: Array, **form: Any) -> Array:
+    """Compiled by itself, or as it stands where jit is disabled."""
+    is_eager = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    return (_merged if is_eager else _compiled)(x, y, **form)
+
+
+product_p.def_impl(_impl)
 product_p.def_abstract_eval(_abstract_eval)
 ad.defbilinear(product_p, partial(_transpose, 0), partial(_transpose, 1))
 batching.primitive_batchers[product_p] = _batch
