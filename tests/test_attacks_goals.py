@@ -339,3 +339,15 @@ def test_margins_and_shares_agree_on_how_many(positions):
             reached = bool(criterion.reached(z, y)[0])
             assert reached == bool(criterion.margin(z, y)[0] > 0)
             assert reached == (wrong > round(share * positions))
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf", "l1"])
+@pytest.mark.parametrize("positions", [10, 20])
+def test_fab_moves_a_share_of_tokens_of_unequal_slopes(positions, norm):
+    """Each token is wrong from 0.3 on, and the logits of some rise faster than those of others."""
+    slopes = 1 + 0.5 * jnp.arange(positions)[None] / positions
+    f = lambda x: jnp.stack([0 * x, (x - 0.5) * slopes], -1)
+    x, y, must = jnp.full((1, positions), 0.2), jnp.zeros((1, positions), int), positions // 2 + 1
+    result = attacks.fab(f, x, y, norm=norm, num_steps=60, criterion=wrong_share(0.5))
+    nearest = 0.3 * {"l2": must**0.5, "linf": 1, "l1": must}[norm]
+    assert 0.999 * nearest <= float(result.distance[0]) <= 1.08 * nearest

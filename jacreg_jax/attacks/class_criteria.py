@@ -66,6 +66,10 @@ class Misclassified(Criterion):
         """By the clean logits, beside their largest."""
         return jnp.take(jnp.argsort(z, axis=1), z.shape[1] - 2 - k, axis=1)
 
+    def is_joint(self, z: Array) -> bool:
+        """Where a share of the positions must be wrong."""
+        return z.ndim != 2 and self.share > 0
+
     def lead(self, k: Any, z: Array) -> Pair:
         """z_c - z_y of one other class c; of positions what those that must be wrong still lack."""
         if z.ndim != 2:

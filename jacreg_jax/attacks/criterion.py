@@ -61,6 +61,11 @@ class Criterion:
         """In how many parts the goal can be linearised, z the clean outputs."""
         return max(self.num_rivals(z), 1)
 
+    def is_joint(self, z: Any) -> bool:
+        """Whether the lead is a sum over parts, of which some are reached before others; z the clean outputs."""
+        del z
+        return False
+
     def lead(self, k: Any, z: Any) -> Pair:
         """(z, y) -> [B], smooth and above 0 where the goal is reached by the k-th part, z the clean outputs."""
         del k, z

@@ -57,7 +57,7 @@ def fab(
         num_targets: classes tried, the likeliest first, at most C - 1; for other criteria not used.
         num_steps: for each class.
         overshoot: eta of the paper.
-        alpha_max: largest weight of the projection from the image.
+        alpha_max: largest weight of the projection from the image; 0 where a share of positions must be wrong.
         beta: the pull back.
         criterion: what counts as a success, see `criteria`.
         target: classes [B], or one for all, that f shall say; success then means that it does. None: any other class.
@@ -84,7 +84,8 @@ def fab(
     num_targets = min(checks.count("num_targets", num_targets), start.criterion.num_leads(start.logits))
     num_steps = checks.count("num_steps", num_steps)
     _check(overshoot, alpha_max, beta)
-    image, box = start.x, start.bounds
+    image, box = start.x, start.bounds  # and of a joint lead no step back: it loses the positions that are wrong
+    alpha_max = 0.0 if start.criterion.is_joint(start.logits) else alpha_max
 
     def step(u: Array, lead: Pair) -> Array:
         """Towards the linearised boundary, from here and from the image."""

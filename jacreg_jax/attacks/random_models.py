@@ -76,6 +76,10 @@ class OverDraws(Criterion):
         """Of the mean outputs."""
         return self.inner.num_leads(_mean(z))
 
+    def is_joint(self, z: Any) -> bool:
+        """Of the mean outputs."""
+        return self.inner.is_joint(_mean(z))
+
     def lead(self, k: Any, z: Any) -> Pair:
         """The mean lead."""
         return self.mean_of(self.inner.lead(k, _mean(z)))
