@@ -73,8 +73,8 @@ def lazily(period: int, loss: Any) -> Loss:
 
     The mean over steps of the gradient is the same and its variance is larger; lr * lambda_jr * k * curvature must stay
     below 2. Models that train together, under `vmap`, save nothing: both branches of a step run there. On the other
-    steps the metric `penalty` is NaN, so that `jax_debug_nans` stops there. The result is
-    differentiable in its first argument.
+    steps the metric `penalty` is NaN, so that `jax_debug_nans` stops there. The result is differentiable in its first
+    argument.
 
     Args:
         period: k.

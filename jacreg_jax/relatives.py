@@ -20,6 +20,8 @@ from jacreg_jax.programs import once
 from jacreg_jax.rows import Rows, at_least_float32, batch_size, sum_sq
 from jacreg_jax.types import Array, Float, Function, Int, PyTree
 
+_folded = jax.vmap(jax.random.fold_in, (0, None))  # a key of each row, and a number
+
 
 @entry
 def input_gradient_penalty(
@@ -94,7 +96,7 @@ def noise_consistency(f: Function, x: PyTree, key: jax.Array, *, sigma: float) -
     checks.positive("sigma", sigma)
     keys = sample_keys(key, batch_size(x))
     leaves, treedef = jax.tree.flatten(x)
-    own = [keys] if len(leaves) == 1 else [jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(len(leaves))]
+    own = [keys] if len(leaves) == 1 else [_folded(keys, i) for i in range(len(leaves))]
     noisy = [leaf + sigma * normal_like(k, leaf) for k, leaf in zip(own, leaves, strict=True)]
     difference = jax.tree.map(jnp.subtract, f(jax.tree.unflatten(treedef, noisy)), f(x))
     return sum_sq(difference) / sigma**2
@@ -285,7 +287,7 @@ def layerwise_frobenius_sq(
         checks.function(f"layers[{i}]", layer)
     total: Any = 0.0
     for i, layer in enumerate(layers):
-        keys = jax.vmap(jax.random.fold_in, (0, None))(sample_keys(key, batch_size(x)), i)
+        keys = _folded(sample_keys(key, batch_size(x)), i)
         total = total + projected_frobenius_sq(layer, x, keys, num_projections=num_projections)
         x = layer(x)
     return total

@@ -14,7 +14,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jacreg_jax.manual_axes import varying
+from jacreg_jax.convolution.form import vary_alike
 from jacreg_jax.types import Array
 
 Role: TypeAlias = Literal["matrix", "factor", "product"]  # a [M, K], p [K, ..., B], z [M, ..., B]: sum a p z
@@ -37,8 +37,7 @@ def shared_product(matrix: Array, factor: Array, precision: Any = None) -> Array
         >>> shared_product(jnp.ones((3, 2)), jnp.ones((2, 4, 4, 5))).shape
         (3, 4, 4, 5)
     """
-    matrix, factor = varying(matrix, factor), varying(factor, matrix)
-    product: Array = product_p.bind(matrix, factor, result="product", precision=precision)
+    product: Array = product_p.bind(*vary_alike(matrix, factor), result="product", precision=precision)
     return product
 
 

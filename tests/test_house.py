@@ -68,7 +68,7 @@ MAP = {
     ),
     "schedules": (BASE | {"optax"}, FLOOR),
     "convolution": (BASE, FLOOR | {"explicit_layers"}),
-    "shared_product": (BASE, {"manual_axes", "types"}),
+    "shared_product": (BASE, {"convolution", "types"}),
     "pooled_convolution": (BASE, FLOOR | {"convolution", "explicit_layers", "shared_product"}),
     "functional": (BASE, FLOOR),
     "modes": (set(), {"checks"}),
