@@ -1,6 +1,7 @@
 """Problems and recipes: pure data, and the committed results and old run folders are found again."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from experiments.lab import batches, problems, programs, recipes, record, zoo
 from experiments.lab.options import Options
 from experiments.lab.problems import CIFAR10_DDNET, CIFAR10_RESNET18, IMAGENET_RESNET18, MNIST_LENET
 from experiments.lab.recipes import Recipe, defences, from_config, plain, regularizers
+from experiments.page import results
 from experiments.studies import methods
 
 ROWS, BASES = regularizers(MNIST_LENET), defences(MNIST_LENET)
@@ -248,3 +250,33 @@ def test_a_benchmark_of_attacks_keeps_what_it_measured(tmp_path, monkeypatch):
     assert ddnet_attacks.measured(path, dataclasses.replace(config, epsilon=0.5)) == []
     monkeypatch.setattr(ddnet_attacks, "machine", lambda: "another")
     assert ddnet_attacks.measured(path, config) == []
+
+
+def test_a_benchmark_of_attacks_goes_on_behind_its_last_part(tmp_path, monkeypatch, capsys):
+    """A stop in the second part leaves the first; the rest is attacked once, and the median is that of all images."""
+    for module in (rows, ddnet_attacks, results):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(ddnet_attacks.zoo, "train", lambda *_: iter([(0, SimpleNamespace(raw_f=None))]))
+    held = {"image": np.zeros((5, 1)), "label": np.zeros(5, int)}
+    monkeypatch.setattr(ddnet_attacks, "held_out", lambda *_: held)
+    seen = []
+
+    def attacked(f, x, y, attack, start, config):
+        seen.append((attack, start, len(x)))
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return np.arange(start, start + len(x)) if attack == "PGD" else np.arange(start, start + len(x)) > 0
+
+    monkeypatch.setattr(ddnet_attacks, "attacked", attacked)
+    config = ddnet_attacks.Config(defences=("none",), attacks=("PGD", "ensemble"), num_attacked=5, part=2)
+    with pytest.raises(KeyboardInterrupt):
+        ddnet_attacks.main(config)
+    ddnet_attacks.main(config)
+    parts = [(0, 2), (2, 2), (4, 1)]
+    assert seen[:2] == [("PGD", 0, 2), ("PGD", 2, 2)]
+    assert seen[2:] == [*(("PGD", *part) for part in parts[1:]), *(("ensemble", *part) for part in parts)]
+    made = results.read("benchmark_ddnet_attacks_5_cpu")["rows"]
+    assert [(r["attack"], r.get("median"), r.get("robust")) for r in made] == [
+        *(("PGD", 2.0, None), ("the ensemble, L2 0.25", None, 0.8)),
+    ]
+    assert "not run" not in capsys.readouterr().out

@@ -4,9 +4,9 @@ Command:    python -m experiments.benchmarks.ddnet_attacks
 Models:     the base of Figure S3, L2 and dropout, without and with the penalty, at a tenth of the length, seed 0; they
             are trained where they are not in the runs folder.
 Time:       2 CPU cores and nothing beside it: a quarter of an hour for 40 images with trained models, most of it CW;
-            an hour for 1,000 images of one model without CW.
+            an hour for 1,000 images of one model without CW, three more with it.
 Leaves:     experiments/results/benchmark_ddnet_attacks_IMAGES_BACKEND.json. An attack that it holds, of this machine
-            and these settings, is not run again.
+            and these settings, is not run again, and one that was stopped goes on behind its last part.
 """
 
 import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
@@ -42,6 +42,8 @@ class Config:
     defences: tuple[str, ...] = ("none", "Jacobian")
     num_steps: int = 15_000
     num_attacked: int = 40
+    part: int = 500
+    """Images attacked and written at once."""
     attacks: tuple[Literal[ATTACKS], ...] = ATTACKS
     epsilon: float = 0.25
     """L2 radius of the ensemble, in raw pixels."""
@@ -50,23 +52,39 @@ class Config:
     data_dir: str | None = None
 
 
-def rows_of(name: str, config: Config) -> Iterator[dict]:
-    """Seconds, compilation in them, and the median distance of each search; the share that the ensemble leaves."""
+def rows_of(name: str, config: Config, begun: list[dict]) -> Iterator[dict]:
+    """Of each attack a row after every part of the images, with what it found in all of them so far."""
     recipe = defences(CIFAR10_DDNET)[name].shortened(config.num_steps)
     ((_, model),) = zoo.train(recipe, [0], Options(data_dir=config.data_dir))
-    test, known = held_out(CIFAR10_DDNET, config.num_attacked, config.data_dir), distances.by_name(CIFAR10_DDNET)
-    data = model.raw_f, test["image"], test["label"], jax.random.key(0)
+    test = held_out(CIFAR10_DDNET, config.num_attacked, config.data_dir)
     for attack in tqdm(config.attacks, desc=results.DEFENCE_NAMES[name], unit="attack", disable=None):
-        start, row = time.perf_counter(), {"defence": name, "attack": attack}
-        if attack == "ensemble":
-            row["attack"] = label(attack, config)
-            chain = distances.ensemble("l2", config.num_queries)
-            _, robust = evaluation.worst_case(chain, *data, epsilon=config.epsilon)
-            row["robust"] = min(robust.values())
-        else:
-            found = evaluation.run_attack(partial(known[attack].function, **known[attack].options), *data)
-            row["median"] = float(np.median(distances.l2_of(found, test["image"])))
-        yield row | {"seconds": time.perf_counter() - start, "commit": record.commit()}
+        row = {"defence": name, "attack": label(attack, config), "seconds": 0.0, "found": []}
+        row = next((r for r in begun if r["attack"] == row["attack"]), row) | {"commit": record.commit()}
+        for start in range(len(row["found"]), config.num_attacked, config.part):
+            rows, begin = slice(start, min(start + config.part, config.num_attacked)), time.perf_counter()
+            found = attacked(model.raw_f, test["image"][rows], test["label"][rows], attack, start, config)
+            row |= {"seconds": row["seconds"] + time.perf_counter() - begin, "found": [*row["found"], *found.tolist()]}
+            yield row
+
+
+def attacked(f, x, y, attack: str, start: int, config: Config) -> np.ndarray:
+    """Of each image its distance, or for the ensemble whether it is still robust."""
+    key = jax.random.fold_in(jax.random.key(0), start)
+    if attack == "ensemble":
+        found, _ = evaluation.worst_case(
+            distances.ensemble("l2", config.num_queries), f, x, y, key, epsilon=config.epsilon
+        )
+        return ~found.success
+    known = distances.by_name(CIFAR10_DDNET)[attack]
+    found = evaluation.run_attack(partial(known.function, **known.options), f, x, y, key, batch_size=config.part)
+    return distances.l2_of(found, x)
+
+
+def ended(row: dict) -> dict:
+    """The row without its images: their median distance, or the share that is robust."""
+    found = row["found"]
+    what = {"robust": float(np.mean(found))} if "ensemble" in row["attack"] else {"median": float(np.median(found))}
+    return {name: value for name, value in row.items() if name != "found"} | what
 
 
 def label(attack: str, config: Config) -> str:
@@ -77,7 +95,7 @@ def label(attack: str, config: Config) -> str:
 def measured(path: Path, config: Config) -> list[dict]:
     """The rows that path holds of this machine and of these settings, whatever attacks and defences were asked for."""
     found = record.kept(path, record.read_json)
-    settings = lambda c: {k: v for k, v in c.items() if k not in ("attacks", "defences")}
+    settings = lambda c: {k: v for k, v in c.items() if k not in ("attacks", "defences", "part")}
     if found is None or found["machine"] != machine() or settings(found["config"]) != settings(vars(config)):
         return []
     return found["rows"]
@@ -99,7 +117,7 @@ def table() -> str:
 def block(result: dict) -> str:
     """The machine and the number of images, and its table."""
     by_attack: dict[str, list[str]] = {}
-    for row in result["rows"]:
+    for row in (row for row in result["rows"] if "found" not in row):  # those that ended
         robust = f"{100 * row['robust']:.0f} % robust" if "robust" in row else ""
         found = robust or (f"{row['median']:.3f}" if np.isfinite(row["median"]) else "not reached")
         by_attack.setdefault(row["attack"], []).extend([f"{row['seconds']:.0f}", found])
@@ -113,15 +131,17 @@ TABLES = {"ddnet_attacks": table}
 
 
 def main(config: Config):
-    """Make every attack that is missing on every model, write the result after each, print the table."""
+    """Make every attack that is missing on every model, write the result after each part, print the table."""
     file = f"ddnet_attacks_{config.num_attacked}_{jax.default_backend()}"
-    rows = measured(RESULTS / f"benchmark_{file}.json", config)
-    done = {(row["defence"], row["attack"]) for row in rows}
+    kept = measured(RESULTS / f"benchmark_{file}.json", config)
     for name in config.defences:
-        missing = tuple(attack for attack in config.attacks if (name, label(attack, config)) not in done)
-        for row in rows_of(name, dataclasses.replace(config, attacks=missing)) if missing else ():
-            rows.append(row)
-            write(file, rows, of_rows(rows, config))
+        done = [row["attack"] for row in kept if row["defence"] == name and "found" not in row]
+        begun = [row for row in kept if row["defence"] == name and "found" in row]
+        missing = tuple(attack for attack in config.attacks if label(attack, config) not in done)
+        for row in rows_of(name, dataclasses.replace(config, attacks=missing), begun) if missing else ():
+            row = ended(row) if len(row["found"]) == config.num_attacked else row
+            kept = [r for r in kept if (r["defence"], r["attack"]) != (name, row["attack"])] + [row]
+            write(file, kept, of_rows(kept, config))
     print(table())
 
 
