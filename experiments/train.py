@@ -130,7 +130,7 @@ def run(config: Config) -> list[dict]:
     folder = Path(config.folder or RUNS / "train" / f"{problem.name}-{record.digest(facts)}").absolute()
     steps, optimizer, data, (rows,), feed = prepared([(recipe, config.seed)], config.data_dir, config.workers, how)
     state = initial_state(recipe, config.seed, optimizer)
-    with record.run_folder(folder, facts), contextlib.ExitStack() as hold:
+    with record.run_folder(folder, facts, "--folder"), contextlib.ExitStack() as hold:
         if config.trace:
             hold.enter_context(jax.profiler.trace(str(config.trace)))
         keep = Keeper(config, recipe, folder)

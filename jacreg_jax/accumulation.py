@@ -48,12 +48,31 @@ def every(period: int, rare: Loss, usual: Loss) -> Loss:
     for name, loss in (("rare", rare), ("usual", usual)):
         checks.function(name, loss, ARGUMENTS)
 
-    def choose(transform: Any, params: Any, state: Any, *arguments: Any) -> Any:
-        branches = [lambda *arguments, loss=loss: transform(loss)(*arguments) for loss in (rare, usual)]
-        _check_alike(*(jax.eval_shape(branch, params, state, *arguments) for branch in branches))
-        return jax.lax.cond(state.step % period == 0, *branches, params, state, *arguments)
+    return Every(period, rare, usual)
 
-    return _holding_its_gradient(choose)
+
+@dataclasses.dataclass(frozen=True)
+class Every:
+    """What `every` returns.
+
+    Example:
+        >>> constant = lambda params, state, batch, keys: (0.0, (state, {}))
+        >>> every(4, constant, constant).period
+        4
+    """
+
+    period: int
+    rare: Loss
+    usual: Loss
+
+    def __call__(self, *arguments: Any) -> Any:
+        """(loss, (model_state, metrics)) of (params, state, batch, keys)."""
+        return _holding_its_gradient(self._choose)(*arguments)
+
+    def _choose(self, transform: Any, params: Any, state: Any, *arguments: Any) -> Any:
+        branches = [lambda *arguments, loss=loss: transform(loss)(*arguments) for loss in (self.rare, self.usual)]
+        _check_alike(*(jax.eval_shape(branch, params, state, *arguments) for branch in branches))
+        return jax.lax.cond(state.step % self.period == 0, *branches, params, state, *arguments)
 
 
 def _check_alike(rare: Any, usual: Any) -> None:

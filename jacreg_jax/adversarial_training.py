@@ -13,6 +13,7 @@ from jacreg_jax.attacks.result import NORMS, Norm, spread
 from jacreg_jax.attacks.start import Goal, Start, begin
 from jacreg_jax.explicit_axes import automatic
 from jacreg_jax.keys import normal_like, perturbation_keys, sample_keys
+from jacreg_jax.objectives import log_cross_entropy
 from jacreg_jax.predictions import as_logits
 from jacreg_jax.types import Apply, Array, Function, PyTree
 
@@ -21,17 +22,20 @@ def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds | None = (0.
     """FGSM with epsilon ~ U[0, max_epsilon], drawn for every sample, against the parameters of this very step.
 
     The perturbed image replaces the clean one; no gradient flows through the perturbation, and the dropout mask is the
-    step's own. The Jacobian penalty, where there is one, is taken at the perturbed image.
+    step's own. The Jacobian penalty, where there is one, is taken at the perturbed image. What is climbed is the loss
+    that is trained, of any objective: of tokens or pixels the mean over those that the mask marks.
 
     Args:
         max_epsilon: in raw pixels; the paper's is 0.01 on MNIST and CIFAR-10.
         bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to the images, or None.
 
     Returns:
-        perturb(f, image, label, keys) -> image for `training.classification_loss(..., perturb=...)`.
+        perturb(f, image, label, keys, losses=None) -> image, for `perturb=` of the losses of `training`, which give
+        `losses`, z -> [B]. None: the cross-entropy of integer labels, of positions without those of label -1.
 
     Raises:
-        TypeError: max_epsilon is not a number; when called, image not floating point or label not integer.
+        TypeError: max_epsilon is not a number; when called, image not floating point, or no losses and label not
+            integer.
         ValueError: max_epsilon negative, infinite or NaN; when called, as the attacks.
 
     Example:
@@ -46,8 +50,8 @@ def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds | None = (0.
     checks.non_negative("max_epsilon", max_epsilon)
 
     @automatic
-    def perturb(f: Function, image: Array, label: Array, keys: Array) -> Array:
-        start = _begin(f, image, label, bounds)
+    def perturb(f: Function, image: Array, label: Array, keys: Array, losses: Function | None = None) -> Array:
+        start = _begin(f, image, label, losses, bounds)
         epsilon = jax.vmap(lambda key: jax.random.uniform(key, maxval=max_epsilon))(perturbation_keys(keys))
         return start.clip(start.x + spread(epsilon, start.x) * jnp.sign(start.gradient(start.x))).astype(image.dtype)
 
@@ -67,7 +71,8 @@ def pgd(
     """PGD against the parameters of this very step, Madry et al.'s adversarial training.
 
     The perturbed image replaces the clean one, of every sample, also of those that are wrong already; no gradient flows
-    through the perturbation, and the dropout mask is the step's own. A training step costs 1 + num_steps.
+    through the perturbation, and the dropout mask is the step's own. What is climbed is the loss that is trained, as by
+    `random_fgsm`. A training step costs 1 + num_steps.
 
     Args:
         epsilon: radius in raw pixels.
@@ -80,7 +85,7 @@ def pgd(
         bounds: (low, high) of a pixel, each a scalar, an array that broadcasts to the images, or None.
 
     Returns:
-        perturb(f, image, label, keys) -> image for `training.classification_loss(..., perturb=...)`.
+        perturb(f, image, label, keys, losses=None) -> image, as `random_fgsm`.
 
     Raises:
         TypeError: epsilon or step_size is not a number; when called, as the attacks.
@@ -100,9 +105,9 @@ def pgd(
     checks.one_of("random_epsilon", random_epsilon, (True, False))
 
     @automatic
-    def perturb(f: Function, image: Array, label: Array, keys: Array) -> Array:
+    def perturb(f: Function, image: Array, label: Array, keys: Array, losses: Function | None = None) -> Array:
         keys = perturbation_keys(keys)
-        start, own = _begin(f, image, label, bounds, keys), ball
+        start, own = _begin(f, image, label, losses, bounds, keys), ball
         if random_epsilon:
             share = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 1)))(keys)
             own = Ball(share * ball.epsilon, share * ball.step_size, ball.norm)
@@ -184,13 +189,22 @@ def _ball(epsilon: Any, step_size: Any, num_steps: Any, norm: Any) -> tuple[Ball
     return Ball(epsilon, 2.5 * epsilon / num_steps if step_size is None else step_size, norm), num_steps
 
 
-def _begin(f: Function, image: Any, label: Any, bounds: Any, keys: Any = None) -> Start:
-    """As attacks begin, with the names of the train step in the messages."""
+def _begin(f: Function, image: Any, label: Any, losses: Function | None, bounds: Any, keys: Any = None) -> Start:
+    """As attacks begin, but what is climbed is the loss of each sample: of labels where no other is given."""
     checks.function("f", f)
     checks.inputs(image, "image")
-    z = jax.eval_shape(lambda x: misclassified.outputs(f(x), len(x)), image)
-    checks.labels(label, z.shape[:-1], z.shape[-1], "label")
-    return begin(f, image, label, bounds, key=keys)
+    if losses is None:
+        z = jax.eval_shape(lambda x: misclassified.outputs(f(x), len(x)), image)
+        losses = _of_labels(label, z)
+    per_sample = lambda z, _: losses(z).reshape(len(image), -1).mean(1)
+    return begin(f, image, None, bounds, key=keys, goal=Goal(of_margin(per_sample)))
+
+
+def _of_labels(label: Any, z: Any) -> Function:
+    """z -> [B], the cross-entropy of integer labels; of positions without those of label -1."""
+    label = checks.labels(label, z.shape[:-1], z.shape[-1], "label", masked=True)
+    batch = {"label": label} | ({"mask": label >= 0} if z.ndim > 2 else {})
+    return lambda z: log_cross_entropy(as_logits(z), batch)
 
 
 def at_temperature(apply: Apply, temperature: float) -> Apply:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from jacreg_jax import checks
+from jacreg_jax.attacks.losses import log_odds
 from jacreg_jax.rows import at_least_float32
 from jacreg_jax.types import Array, Float
 
@@ -37,26 +38,8 @@ def cross_entropy(
         >>> losses.round(3), metrics["accuracy"]
         (Array([1.386, 1.386], dtype=float32), Array([ True, False], dtype=bool))
     """
-    label, z, mask = _label(batch), _wide(z), batch.get("mask")
-    _check_mask(mask, z.shape[:-1])
-    if z.ndim > 1 and z.shape[-1] == 1:
-        raise ValueError(f"f(x) must be logits of two or more classes, got {z.shape}; multi_label_loss takes one logit")
-    if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
-        if mask is not None:  # what is masked may hold anything
-            label = jnp.where(jnp.asarray(mask)[..., None] > 0, label, 1 / z.shape[-1])
-        checks.shares("label", label, of_one=True)
-        soft, hard = label, jnp.argmax(label, -1)
-    elif jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
-        soft, hard = None, label
-        if mask is None:
-            checks.labels(label, label.shape, z.shape[-1], "label")
-        else:
-            hard = jnp.where(jnp.asarray(mask) > 0, label, 0)  # what is masked may hold any label, such as -1
-    else:
-        raise ValueError(
-            f"label must be integers of shape {z.shape[:-1]} or distributions of shape {z.shape}, for logits of shape "
-            f"{z.shape}; got {label.dtype}{list(label.shape)}"
-        )
+    z, mask = _wide(z), batch.get("mask")
+    hard, soft = _classes(z, batch)
     if label_smoothing:
         soft = jax.nn.one_hot(hard, z.shape[-1], dtype=z.dtype) if soft is None else soft
         soft = optax.smooth_labels(soft, label_smoothing)
@@ -67,6 +50,41 @@ def cross_entropy(
     hits = jnp.argmax(z, -1) == hard
     losses, hits = (_mean_of_sample(values, mask) for values in (losses, hits))
     return losses, {"cross_entropy": losses, "accuracy": hits}
+
+
+def log_cross_entropy(z: Float[Array, "B *T C"], batch: Batch) -> Float[Array, " B"]:
+    """A rising function of the losses of `cross_entropy`, [B]: what adversarial training climbs.
+
+    Of integer labels it is log_odds, and of positions log sum_t softplus(log_odds_t): gradients of the same directions,
+    which do not vanish however confident the model is. Of distributions it is the loss itself.
+
+    Args:
+        z: logits [B, ..., C].
+        batch: as for `cross_entropy`.
+
+    Returns:
+        [B].
+
+    Raises:
+        TypeError, ValueError: as `cross_entropy`.
+
+    Example:
+        >>> log_cross_entropy(jnp.array([[3.0, 1.0]]), {"label": jnp.asarray([0])}).tolist()
+        [-2.0]
+    """
+    z, mask = _wide(z), batch.get("mask")
+    hard, soft = _classes(z, batch)
+    if soft is not None:
+        return cross_entropy(z, batch)[0]
+    odds = log_odds(z, hard)
+    if odds.ndim == 1:
+        return odds
+    losses = jnp.where(odds < -15, odds, jnp.log(jax.nn.softplus(jnp.maximum(odds, -15))))  # e^odds of confident ones
+    if mask is not None:
+        mask = jnp.asarray(mask)
+        share = jnp.where(mask > 0, mask, 1).astype(losses.dtype)
+        losses = jnp.where(mask > 0, losses + jnp.log(share), jnp.finfo(losses.dtype).min)
+    return jax.nn.logsumexp(losses.reshape(len(losses), -1), axis=1)
 
 
 def squared_error(z: Float[Array, "B *S"], batch: Batch) -> tuple[Float[Array, " B"], dict[str, Array]]:
@@ -120,6 +138,50 @@ def binary_cross_entropy(z: Float[Array, "B *C"], batch: Batch) -> tuple[Float[A
     losses = optax.sigmoid_binary_cross_entropy(z, label.astype(z.dtype)).reshape(len(z), -1).sum(1)
     hits = _mean_of_sample((z > 0) == (label > 0.5), None)
     return losses, {"cross_entropy": losses, "accuracy": hits}
+
+
+def _classes(z: Array, batch: Batch) -> tuple[Array, Array | None]:
+    """Classes [B, ...], and the distributions [B, ..., C] where the labels are such; 0 where the mask leaves out."""
+    label, mask = _label(batch), batch.get("mask")
+    _check_mask(mask, z.shape[:-1])
+    if z.ndim > 1 and z.shape[-1] == 1:
+        raise ValueError(f"f(x) must be logits of two or more classes, got {z.shape}; multi_label_loss takes one logit")
+    if jnp.issubdtype(label.dtype, jnp.floating) and label.shape == z.shape:
+        if mask is not None:  # what is masked may hold anything
+            label = jnp.where(jnp.asarray(mask)[..., None] > 0, label, 1 / z.shape[-1])
+        checks.shares("label", label, of_one=True)
+        return jnp.argmax(label, -1), label
+    if jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
+        if mask is not None:
+            return jnp.where(jnp.asarray(mask) > 0, label, 0), None  # what is masked may hold any label, such as -1
+        checks.labels(label, label.shape, z.shape[-1], "label")
+        return label, None
+    raise ValueError(
+        f"label must be integers of shape {z.shape[:-1]} or distributions of shape {z.shape}, for logits of shape "
+        f"{z.shape}; got {label.dtype}{list(label.shape)}"
+    )
+
+
+def marked(batch: Batch, prefix: str = "") -> Any:
+    """The labels for functions that know no mask: integers are -1 where batch["mask"] leaves a position out.
+
+    Args:
+        batch: "label" and "mask", where they are there.
+        prefix: of both names, such as "held_out_".
+
+    Returns:
+        The labels as they came, or [B, ...] integers; None where there are none.
+
+    Example:
+        >>> marked({"label": jnp.array([[3, 7]]), "mask": jnp.array([[1, 0]])}).tolist()
+        [[3, -1]]
+    """
+    label, mask = batch.get(f"{prefix}label"), batch.get(f"{prefix}mask")
+    if mask is None or not jnp.issubdtype(getattr(label, "dtype", float), jnp.integer):
+        return label
+    if jnp.shape(label) != jnp.shape(mask):
+        return label  # the objective says so
+    return jnp.where(jnp.asarray(mask) > 0, jnp.asarray(label).astype(jnp.int32), -1)
 
 
 def _label(batch: Batch, shape: tuple[int, ...] | None = None) -> Array:

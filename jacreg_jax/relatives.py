@@ -34,7 +34,7 @@ def input_gradient_penalty(
     Args:
         f: batched function to logits [B, ..., C].
         x: float array or pytree of arrays [B, ...].
-        y: integer labels, of the logits' leading shape [B, ...].
+        y: integer labels, of the logits' leading shape [B, ...]; a position of label -1 counts nothing.
         norm: "l2" or "l1".
 
     Returns:
@@ -55,11 +55,11 @@ def input_gradient_penalty(
     checks.one_of("norm", norm, ("l2", "l1"))
     batch, logits = batch_size(x), jax.eval_shape(f, x)
     checks.class_logits(logits, batch)
-    y = checks.labels(y, logits.shape[:-1], logits.shape[-1])
+    y = checks.labels(y, logits.shape[:-1], logits.shape[-1], masked=True)
 
     def loss(x: PyTree) -> Array:
         log_p = jax.nn.log_softmax(f(x))
-        return -jnp.sum(jnp.take_along_axis(log_p, y[..., None], axis=-1))
+        return -jnp.sum(jnp.where(y >= 0, jnp.take_along_axis(log_p, y[..., None], axis=-1)[..., 0], 0))
 
     gradient = jax.grad(loss)(x)
     return sum_sq(gradient) if norm == "l2" else _sum_abs(gradient)

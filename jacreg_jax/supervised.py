@@ -20,6 +20,8 @@ from jacreg_jax.objectives import (
     Objective,
     binary_cross_entropy as binary_cross_entropy,
     cross_entropy as cross_entropy,
+    log_cross_entropy,
+    marked,
     squared_error as squared_error,
 )
 from jacreg_jax.penalties import APPLY_ARGUMENTS, APPLY_HINT, BoundModel, Penalty, checked, projected
@@ -50,13 +52,14 @@ class JointLoss:
     preprocess: Callable[[Any], Any]
     perturb: Callable[..., Any] | None
     input_name: str
+    climbed: Callable[[Any, Batch], Array] | None = None  # by perturb, in place of the objective's losses
     penalty_times: float = 1.0  # by `lazily`
 
     def __call__(self, params: PyTree, state: Any, batch: Batch, keys: Array) -> tuple[Array, tuple[Any, Any]]:
         """(loss, (model_state, metrics))."""
         model = BoundModel(self.apply, params, state.model_state, streams.model_key(keys))
         x = self.preprocess(self._raw_input(model, batch, keys))
-        y = batch.get("label")
+        y = marked(batch)
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
         losses, values = checks.pair("objective", self.objective(z, batch), "(losses [B], metrics {name: [B]})")
         rows = jnp.shape(jax.tree.leaves(x)[0])[:1]
@@ -95,7 +98,10 @@ class JointLoss:
         if self.perturb is None:
             return raw
         raw_model = lambda raw: model.output(self.preprocess(raw))
-        return jax.lax.stop_gradient(self.perturb(raw_model, raw, batch.get("label"), keys))
+        climbed = self.climbed or (lambda z, batch: self.objective(z, batch)[0])
+        takes = checks.signature("perturb", self.perturb, "(f, image, label, keys)").parameters
+        own = {"losses": lambda z: climbed(z, batch)} if "losses" in takes else {}
+        return jax.lax.stop_gradient(self.perturb(raw_model, raw, marked(batch), keys, **own))
 
     def _forward(self, model: BoundModel, x: Any, y: Any, keys: Array) -> tuple[Any, Any, Any, Array | None]:
         """(z, model_state, penalty, norms); norms are None without a penalty, NaN on the steps that leave it out."""
@@ -115,7 +121,7 @@ class JointLoss:
         if not self.penalty_times:
             return {"held_out_penalty": jnp.full_like(penalty, jnp.nan)}
         fixed = dataclasses.replace(model, params=jax.lax.stop_gradient(model.params))
-        x, y = self.preprocess(batch["held_out"]), batch.get("held_out_label")
+        x, y = self.preprocess(batch["held_out"]), marked(batch, "held_out_")
         return {"held_out_penalty": self.penalty(fixed.for_rows(x), x, y, keys)[1]}
 
 
@@ -140,7 +146,8 @@ def supervised_loss(
             `schedules.target_norm(...)`, which finds it; 0 leaves the penalty out of the program.
         preprocess: raw batch[input_name] -> the space of the network's input, where the Jacobian is taken.
         perturb: (f, image, label, keys) -> image in raw units, f: raw image -> z with the same parameters and dropout
-            mask; adversarial training. No gradient flows through it.
+            mask; adversarial training. No gradient flows through it. One with `losses=None` gets z -> [B], the losses
+            of the objective, as those of `adversarial_training` do. Labels that batch["mask"] leaves out are -1.
         input_name: of the input in the batch.
 
     Returns:
@@ -203,7 +210,7 @@ def classification_loss(apply: Apply, *, label_smoothing: float = 0.0, **options
     checks.fraction("label_smoothing", label_smoothing, zero=True)
     options, wrap = deprecation.loss_options(options)
     objective = lambda z, batch: cross_entropy(z, batch, label_smoothing=label_smoothing)
-    return wrap(supervised_loss(apply, objective, **options))
+    return wrap(dataclasses.replace(supervised_loss(apply, objective, **options), climbed=log_cross_entropy))
 
 
 def regression_loss(apply: Apply, **options: Any) -> JointLoss:

@@ -22,9 +22,8 @@ def writing(path: Path) -> Iterator[None]:
     except OSError as error:
         remedy = "free some space" if error.errno in FULL else "make it writable"
         reason = error.strerror or str(error)
-        raise OSError(
-            error.errno or 0, f"{path} cannot be written: {reason}; {remedy}, or choose another folder (--out, --runs)"
-        ) from error
+        elsewhere = "choose another folder (--out or --runs, of train --folder)"
+        raise OSError(error.errno or 0, f"{path} cannot be written: {reason}; {remedy}, or {elsewhere}") from error
 
 
 def check_room(folder: Path, size: int = 0) -> None:

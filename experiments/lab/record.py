@@ -255,15 +255,15 @@ def lock(folder: Path):
 
 
 @contextlib.contextmanager
-def run_folder(folder: Path, config: dict):
-    """Hold the folder of a run, its configuration written in config.json by who comes first.
+def run_folder(folder: Path, config: dict, option: str = "--runs"):
+    """Hold the folder of a run, which `option` chose, its configuration written in config.json by who comes first.
 
     Raises:
         BlockingIOError: another process holds it.
         ValueError: it is the run of another configuration.
     """
     with lock(folder) if WRITES else contextlib.nullcontext():
-        if not is_done(folder / "config.json", config, "--runs"):
+        if not is_done(folder / "config.json", config, option):
             write_json(folder / "config.json", {"config": config, "environment": environment()})
         yield
 

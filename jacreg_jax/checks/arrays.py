@@ -46,8 +46,10 @@ def images(x: Any, least: int, *, dropout_rate: float, num_classes: int) -> None
         raise ValueError(f"x must be images [B, H, W, C], sides of at least {least}, got shape {tuple(x.shape)}")
 
 
-def labels(y: Any, shape: Sequence[int], num_classes: int, name: str = "y") -> jax.Array:
+def labels(y: Any, shape: Sequence[int], num_classes: int, name: str = "y", *, masked: bool = False) -> jax.Array:
     """Labels as a JAX array: integer labels of this shape, usually [B], each from 0 to num_classes - 1.
+
+    With `masked`, -1 is a position that does not count, where the shape has positions.
 
     Raises:
         TypeError: no array of integers.
@@ -62,10 +64,12 @@ def labels(y: Any, shape: Sequence[int], num_classes: int, name: str = "y") -> j
             f"{name} must have shape {tuple(shape)}, one label for each sample or position, got {tuple(y.shape)}"
         )
 
+    least = -1 if masked and len(shape) > 1 else 0
+
     def test(y: np.ndarray) -> None:
-        if y.size and (y.min() < 0 or y.max() >= num_classes):
+        if y.size and (y.min() < least or y.max() >= num_classes):
             raise ValueError(
-                f"{name} must hold labels from 0 to {num_classes - 1}, f gives {num_classes} classes;"
+                f"{name} must hold labels from {least} to {num_classes - 1}, f gives {num_classes} classes;"
                 f" got labels from {y.min()} to {y.max()}"
             )
 

@@ -1,0 +1,190 @@
+"""adversarial_training.py: what is climbed is the loss that is trained, of every objective, of marked positions."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jacreg_jax import objectives, penalties, relatives, training
+from jacreg_jax.adversarial_training import pgd, random_fgsm
+from jacreg_jax.supervised import JointLoss
+
+KEY = jax.random.key(3)
+KEYS = jax.random.split(KEY, 5)
+TABLE = jax.random.normal(KEY, (4, 6))
+X = jax.random.uniform(jax.random.fold_in(KEY, 1), (5, 3, 4), minval=0.3, maxval=0.7)  # 5 rows of 3 tokens
+STEP = 0.01
+ONE_STEP = pgd(STEP, step_size=STEP, num_steps=1, random_start=False)
+
+
+def apply(params, state, x, key):
+    """Of every token the logits [B, T, 6]; tokens see the mean of their row."""
+    return (x + x.mean(1, keepdims=True) ** 2) @ params, state
+
+
+def f(x):
+    return apply(TABLE, {}, x, None)[0]
+
+
+def moved_by_hand(losses, x):
+    """X + eps sign(grad of each sample's loss)."""
+    return x + STEP * jnp.sign(jax.grad(lambda x: losses(x).sum())(x))
+
+
+def loss_of(make, batch, **options):
+    """(loss, metrics) of a loss at the batch."""
+    state = training.init_state(TABLE, training.sgd(0.1), KEY)
+    value, (_, metrics) = make(apply, **options)(TABLE, state, batch, KEYS)
+    return value, metrics
+
+
+def test_tokens_are_climbed_by_their_mean():
+    """By a call on labels alone and by the loss: every token moves, as FGSM on the mean cross-entropy."""
+    y = f(X).argmax(-1).at[:, 1].add(1) % 6  # one of three is wrong
+    mean = lambda x: optax.softmax_cross_entropy_with_integer_labels(f(x), y).mean(1)
+    by_hand = moved_by_hand(mean, X)
+    np.testing.assert_allclose(ONE_STEP(f, X, y, KEYS), by_hand, atol=1e-6)
+    far = random_fgsm(0.1)(f, X, y, KEYS) - X
+    np.testing.assert_array_equal(jnp.sign(far), jnp.sign(by_hand - X))
+    value, _ = loss_of(training.classification_loss, {"image": X, "label": y}, perturb=ONE_STEP)
+    np.testing.assert_allclose(value, mean(by_hand).mean(), rtol=1e-6)
+
+
+def test_tokens_of_their_own_are_rows():
+    """Where tokens do not see one another, rows of tokens and single tokens are perturbed alike."""
+    alone, y = lambda x: x @ TABLE, jax.random.randint(KEY, (5, 3), 0, 6)
+    perturb = pgd(0.1, num_steps=5, random_start=False)
+    together = perturb(alone, X, y, KEYS)
+    rows = perturb(alone, X.reshape(15, 4), y.reshape(15), jax.random.split(KEY, 15))
+    np.testing.assert_allclose(together.reshape(15, 4), rows, atol=1e-6)
+
+
+def test_confident_tokens_are_climbed_too():
+    """At margins of 60 cross-entropy has no gradient left in float32; the log odds of the same direction have."""
+    sure = lambda x: 100 * jax.nn.one_hot(jnp.zeros((5, 3), int), 6) + f(x)
+    y = jnp.zeros((5, 3), int)
+    plain = jax.grad(lambda x: optax.softmax_cross_entropy_with_integer_labels(sure(x), y).sum())(X)
+    assert not plain.any()
+    odds = lambda x: jax.nn.logsumexp(f(x)[..., 1:], -1) - f(x)[..., 0]
+    weighted = lambda x: jax.nn.logsumexp(odds(x), axis=1)  # softplus(o - 100) is e^(o - 100)
+    np.testing.assert_allclose(ONE_STEP(sure, X, y, KEYS), moved_by_hand(weighted, X), atol=1e-6)
+
+
+@pytest.mark.parametrize("perturb", [ONE_STEP, random_fgsm(0.1), pgd(0.5, norm="l2", random_start=False)])
+@pytest.mark.parametrize("traced", [False, True])
+def test_masked_labels_may_be_anything(perturb, traced):
+    """The perturbation, and a penalty that looks at labels, are those of the marked positions alone."""
+    y, mask = jax.random.randint(KEY, (5, 3), 0, 6), jnp.ones((5, 3)).at[:, 2].set(0)
+    losses = []
+    for label in (0, 4, -1, 77):
+        batch = {"image": X, "label": y.at[:, 2].set(label), "mask": mask}
+        options = {"perturb": perturb, "penalty": penalties.of(relatives.input_gradient_penalty), "lambda_jr": 0.5}
+        run = lambda batch, options=options: loss_of(training.classification_loss, batch, **options)
+        losses.append(jax.tree.leaves(jax.jit(run)(batch) if traced else run(batch)))
+    for other in losses[1:]:
+        np.testing.assert_allclose(other, losses[0], rtol=1e-6)
+
+
+def test_the_mask_in_the_perturbation_by_hand():
+    """A row of which nothing is marked stays where it is."""
+    y, mask = jax.random.randint(KEY, (5, 3), 0, 6), jnp.ones((5, 3), bool).at[:, 2].set(False).at[4].set(False)
+    marked = lambda x: (optax.softmax_cross_entropy_with_integer_labels(f(x), y) * mask).sum(1)
+    seen = []
+
+    def perturb(f, image, label, keys, losses=None):
+        seen.append((label, ONE_STEP(f, image, label, keys, losses), ONE_STEP(f, image, label, keys)))
+        return seen[0][1]
+
+    loss_of(training.classification_loss, {"image": X, "label": y, "mask": mask}, perturb=perturb)
+    ((label, by_loss, by_label),) = seen
+    np.testing.assert_array_equal(label, jnp.where(mask, y, -1))
+    for found in (by_loss, by_label):
+        np.testing.assert_allclose(found, moved_by_hand(marked, X), atol=1e-6)
+        np.testing.assert_array_equal(found[4], X[4])
+
+
+def huber(z, batch):
+    """An objective of one's own, a value for each token."""
+    return optax.huber_loss(z[..., 0], batch["label"]), {}
+
+
+SOFT = jax.nn.softmax(jax.random.normal(KEY, (5, 3, 6)))
+OBJECTIVES = {  # loss, head of the logits, labels, losses by hand
+    "multi-label": (training.multi_label_loss, lambda z: z, 1.0 * (SOFT > 0.2), objectives.binary_cross_entropy),
+    "one logit [B, 1]": (
+        *(training.multi_label_loss, lambda z: z[:, 0, :1], jnp.arange(5)[:, None] % 2),
+        objectives.binary_cross_entropy,
+    ),
+    "one logit [B]": (
+        *(training.multi_label_loss, lambda z: z[:, 0, 0], jnp.arange(5) % 2.0),
+        objectives.binary_cross_entropy,
+    ),
+    "regression": (training.regression_loss, lambda z: z, 1 + SOFT, objectives.squared_error),
+    "soft labels": (training.classification_loss, lambda z: z, SOFT, objectives.cross_entropy),
+    "an objective": (
+        lambda apply, **options: training.supervised_loss(apply, lambda z, b: (huber(z, b)[0].mean(1), {}), **options),
+        *(lambda z: z, SOFT[..., 0], huber),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_is_climbed(name):
+    make, head, label, objective = OBJECTIVES[name]
+    loss = make(lambda params, state, x, key: (head(apply(params, state, x, key)[0]), state), perturb=ONE_STEP)
+    state = training.init_state(TABLE, training.sgd(0.1), KEY)
+    value, _ = loss(TABLE, state, {"image": X, "label": label}, KEYS)
+    of = lambda x: objective(head(f(x)), {"label": label})[0].reshape(5, -1).mean(1)
+    np.testing.assert_allclose(value, of(moved_by_hand(of, X)).mean(), rtol=1e-5)
+    assert value > of(X).mean() + 1e-4
+
+
+def test_label_smoothing_is_not_climbed():
+    """Past the smoothed optimum its gradient leads into ever more confidence."""
+    batch = {"image": X, "label": jax.random.randint(KEY, (5, 3), 0, 6)}
+    seen = []
+
+    def perturb(f, image, label, keys, losses=None):
+        seen.append(ONE_STEP(f, image, label, keys, losses))
+        return image
+
+    for smoothing in (0.0, 0.5):
+        loss_of(training.classification_loss, batch, perturb=perturb, label_smoothing=smoothing)
+    np.testing.assert_array_equal(*seen)
+
+
+def test_a_perturbation_of_ones_own_needs_no_losses():
+    """(f, image, label, keys) as ever."""
+    batch = {"image": X, "label": jnp.zeros((5, 3), int)}
+    value, _ = loss_of(training.classification_loss, batch, perturb=lambda f, image, label, keys: image + STEP)
+    expected, _ = loss_of(training.classification_loss, batch | {"image": X + STEP})
+    np.testing.assert_allclose(value, expected)
+    assert isinstance(training.classification_loss(apply), JointLoss)
+
+
+def test_gradients_of_log_cross_entropy():
+    """In float64 it is log T + the log of the loss, and so is its gradient; masked entries have none, nor NaNs."""
+    y, mask = jax.random.randint(KEY, (5, 3), 0, 6), jnp.ones((5, 3)).at[:, 2].set(0).at[0].set(0)
+    with jax.enable_x64(True):
+        z = 8 * jax.random.normal(KEY, (5, 3, 6), jnp.float64)
+        for batch in ({"label": y}, {"label": y, "mask": mask}):
+            rows = slice(1, None) if "mask" in batch else slice(None)
+            log = lambda z, batch=batch, rows=rows: jnp.log(objectives.cross_entropy(z, batch)[0][rows])
+            found, expected = objectives.log_cross_entropy(z, batch)[rows], log(z)
+            np.testing.assert_allclose(found - expected, np.log(2 if "mask" in batch else 3), rtol=1e-9)
+            by_hand = jax.grad(lambda z, log=log: log(z).sum())(z)
+            gradient = jax.grad(lambda z, batch=batch: objectives.log_cross_entropy(z, batch).sum())(z)
+            np.testing.assert_allclose(gradient[rows], by_hand[rows], rtol=1e-6, atol=1e-12)
+            assert not gradient[: rows.start or 0].any()
+
+
+def test_positions_that_do_not_count_have_no_input_gradient():
+    y = jax.random.randint(KEY, (5, 3), 0, 6).at[:, 2].set(-1)
+    two = lambda x: optax.softmax_cross_entropy_with_integer_labels(f(x)[:, :2], y[:, :2]).sum()
+    by_hand = (jax.grad(two)(X) ** 2).reshape(5, -1).sum(1)
+    np.testing.assert_allclose(relatives.input_gradient_penalty(f, X, y), by_hand, rtol=1e-5)
+    with pytest.raises(ValueError, match="y must hold labels from 0 to 5"):
+        relatives.input_gradient_penalty(lambda x: f(x)[:, 0], X, y[:, 2])
+    with pytest.raises(ValueError, match="y must hold labels from -1 to 5"):
+        relatives.input_gradient_penalty(f, X, y - 1)
