@@ -1,5 +1,7 @@
 """accumulation.py: a batch in parts is the whole batch in the memory of a part; a choice of losses by the step."""
 
+import copy
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -119,3 +121,13 @@ def test_part_size_is_checked():
         lazily(1.5, loss)
     with pytest.raises(TypeError, match="loss must come from `supervised` or `in_parts`, got function"):
         lazily(2, lambda *arguments: None)
+
+
+def test_losses_are_copied(problem, key):
+    """The same values and gradients; a bare custom_vjp cannot be copied."""
+    state, batch = problem
+    loss = training.classification_loss(train_mode(MODULE), lambda_jr=0.3)
+    for made in (lazily(2, loss), in_parts(5, loss), lazily(2, in_parts(5, loss)), every(3, loss, loss)):
+        expected = gradient(made, state, batch, key)
+        for again in (copy.copy(made), copy.deepcopy(made)):
+            chex.assert_trees_all_close(gradient(again, state, batch, key), expected)

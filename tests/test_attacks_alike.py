@@ -39,7 +39,7 @@ def assert_alike(found, expected, rows):
     np.testing.assert_allclose(found.distance, np.asarray(expected.distance)[rows], rtol=2e-3, atol=1e-5)
 
 
-SLOW = ("square_l2", "white_noise_distance", "pgd_random", "ddn_moved")
+SLOW = ("square_l2", "square_l1", "apgd_l1", "white_noise_distance", "pgd_random", "ddn_moved")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in EVERY])

@@ -330,15 +330,14 @@ def test_wrong_criteria(problem):
 @pytest.mark.parametrize("positions", [7, 10, 25, 100])
 def test_margins_and_shares_agree_on_how_many(positions):
     """Also where the share times the positions is a whole number but for rounding, such as 0.29 of 100."""
-    y = jnp.zeros((1, positions), int)
+    wrong = np.arange(positions + 1)
+    z = jnp.where(jnp.arange(positions)[None] < wrong[:, None], 1.0, -1.0)
+    z, y = jnp.stack([jnp.zeros_like(z), z], -1), jnp.zeros(z.shape, int)
     for share in np.arange(1, positions) / positions:
         criterion = wrong_share(float(share))
-        for wrong in range(positions + 1):
-            z = jnp.where(jnp.arange(positions) < wrong, 1.0, -1.0)
-            z = jnp.stack([jnp.zeros(positions), z], -1)[None]
-            reached = bool(criterion.reached(z, y)[0])
-            assert reached == bool(criterion.margin(z, y)[0] > 0)
-            assert reached == (wrong > round(share * positions))
+        reached = criterion.reached(z, y)
+        np.testing.assert_array_equal(reached, criterion.margin(z, y) > 0)
+        np.testing.assert_array_equal(reached, wrong > round(share * positions))
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "l1"])

@@ -29,7 +29,8 @@ NEAREST = {
 }
 
 
-BOUNDS = [None, (-3.0, None), pytest.param((None, np.full(6, 4.0)), marks=pytest.mark.slow)]
+slow = partial(pytest.param, marks=pytest.mark.slow)
+BOUNDS = [None, (-3.0, None), slow((None, np.full(6, 4.0)))]
 
 
 @pytest.mark.parametrize("bounds", BOUNDS, ids=str)
@@ -60,7 +61,7 @@ def test_one_side_is_a_bound():
 EPSILON = np.array([[0.3, 0.0, 0.1, 0.02, 0.2, 0.5]], np.float32)
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "pgd_random", "apgd", "square", "auto_attack", "white_noise"])
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "pgd_random", "apgd", "square", slow("auto_attack"), "white_noise"])
 @pytest.mark.filterwarnings("ignore:apgd-t is left out")
 def test_a_size_for_every_feature(name):
     """Within the box, in its corner where the attack climbs; the same through run_attack and sample by sample."""
@@ -176,7 +177,8 @@ def noisy(x, key):
 
 
 @pytest.mark.parametrize(
-    "name", ["fgsm", "pgd", "apgd", "ddn", "fab", "carlini_wagner", "fgsm_distance", "pgd_distance"]
+    "name",
+    ["fgsm", "pgd", "apgd", "carlini_wagner", *map(slow, ["ddn", "fab", "fgsm_distance", "pgd_distance"])],
 )
 def test_expectation_over_draws(name):
     """On the mean of many draws the model is linear again, with the distances and directions of F."""
@@ -236,7 +238,7 @@ def test_draws_are_other_ones_at_other_points():
 # around the attacks
 
 
-NORMS = ["linf", pytest.param("l2", marks=pytest.mark.slow), "l1"]
+NORMS = ["linf", slow("l2"), slow("l1")]
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -287,7 +289,7 @@ def test_certificates_of_one_logit():
 # adversarial training
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["linf", slow("l2"), "l1"])
 def test_pgd_training_perturbs_in_its_ball(norm):
     """Every sample moves, wrong ones too, uphill; nothing depends on the batch."""
     label = Y.at[0].set(1 - Y[0])
@@ -372,7 +374,7 @@ def test_results_explain_themselves():
     assert "AttackResult(" in repr(jax.eval_shape(lambda: result))
 
 
-@pytest.mark.parametrize("name", ["pgd", "apgd", "apgd_l1", "ddn", "carlini_wagner"])
+@pytest.mark.parametrize("name", ["pgd", "apgd", slow("apgd_l1"), "ddn", "carlini_wagner"])
 def test_trajectories(name):
     """The last losses are those of the steps; nothing else changes; through run_attack too."""
     attack = {

@@ -200,7 +200,7 @@ def test_degenerate_models(name, problem, key):
         assert not np.isnan(np.asarray(leaf, np.float32)).any()
 
 
-@pytest.mark.parametrize("name", slow_ensembles(FIXED))
+@pytest.mark.parametrize("name", slow_ensembles(FIXED, "auto_attack_linf"))
 def test_size_of_the_ball(name, problem, key):
     """Radius 0 changes nothing; a huge one fools everybody, by gradient."""
     f, x, y = problem

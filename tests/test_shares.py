@@ -272,7 +272,7 @@ BY_ROW = ("sample_keys", "noise after a fold", "noise of one row")  # in a train
 VMAP_OF_RBG = ("rows", "a stream split", "members")  # draws from the first key alone
 
 
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+@pytest.mark.parametrize("impl", ["threefry2x32", pytest.param("rbg", marks=pytest.mark.slow)])
 def test_streams_and_rows_of_a_share_are_those_of_the_whole_batch(impl):
     """`k1, k2 = split(key)` was taken for a key for each of two rows, and dropout differed from one device's."""
     x, key = jnp.zeros((16, 5)), jax.random.key(3, impl=impl)

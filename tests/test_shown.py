@@ -36,7 +36,7 @@ def _side(diff: str, without: str) -> str:
     return "".join(line[1:] + "\n" for line in diff.splitlines() if line[:1] != without)
 
 
-SLOW_PAGES = ("report.md",)  # five models through all attacks
+SLOW_PAGES = ("report.md", "autoattack.md", "implicit.md")  # the first: five models through all attacks
 SHOWN = [pytest.param(p, marks=[pytest.mark.slow] * (p.name in SLOW_PAGES)) for p in PAGES if python_blocks(p)]
 # pages about libraries that no lock holds
 PEERS = {"jacobian_regularizer.md": "torch", "foolbox.md": "foolbox", "autoattack.md": "pyautoattack"}
@@ -169,7 +169,14 @@ def test_experiment_quick(name, tmp_path, monkeypatch, tfds_dir, short_test_sets
     assert list(tmp_path.rglob("*.json")), "an experiment leaves its result"
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+SLOW_NOTEBOOKS = ("decision_cells", "robust_digits")  # training against attacks, and cells of several models
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.slow] * (p.stem in SLOW_NOTEBOOKS)) for p in NOTEBOOKS],
+    ids=lambda p: p.stem,
+)
 def test_notebook_runs(path):
     """The .ipynb for Colab is the .py, and runs from top to bottom in under five minutes."""
     nbformat, nbclient, jupytext = (pytest.importorskip(m) for m in ("nbformat", "nbclient", "jupytext"))
