@@ -179,7 +179,7 @@ def marked(batch: Batch, prefix: str = "") -> Any:
     label, mask = batch.get(f"{prefix}label"), batch.get(f"{prefix}mask")
     if mask is None or not jnp.issubdtype(getattr(label, "dtype", float), jnp.integer):
         return label
-    if jnp.shape(label) != jnp.shape(mask):
+    if getattr(label, "shape", None) != getattr(mask, "shape", None):
         return label  # the objective says so
     return jnp.where(jnp.asarray(mask) > 0, jnp.asarray(label).astype(jnp.int32), -1)
 
