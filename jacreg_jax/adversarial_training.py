@@ -13,7 +13,7 @@ from jacreg_jax.attacks.result import NORMS, Norm, spread
 from jacreg_jax.attacks.start import Goal, Start, begin
 from jacreg_jax.explicit_axes import automatic
 from jacreg_jax.keys import normal_like, perturbation_keys, sample_keys
-from jacreg_jax.objectives import log_cross_entropy
+from jacreg_jax.objectives import log_cross_entropy, mean_of_sample
 from jacreg_jax.predictions import as_logits
 from jacreg_jax.types import Apply, Array, Function, PyTree
 
@@ -129,6 +129,7 @@ def trades(
     num_steps: int = 10,
     norm: Norm = "linf",
     bounds: checks.Bounds | None = (0.0, 1.0),
+    y: Any = None,
 ) -> Array:
     """KL(softmax f(x) || softmax f(x')) at the x' in the ball that PGD finds it largest at; TRADES' second term.
 
@@ -138,7 +139,8 @@ def trades(
     costs 2 + num_steps.
 
     Args:
-        f: batched function, [B, ...] -> logits [B, C], or one logit [B] for two classes.
+        f: batched function, [B, ...] -> logits [B, C], or one logit [B] for two classes; of positions [B, ..., C] the
+            mean over them.
         x: [B, ...].
         key: typed key, or B of them; x' starts at x + 0.001 N(0, 1).
         epsilon: radius, in the units of x.
@@ -146,12 +148,15 @@ def trades(
         num_steps: gradient steps.
         norm: "linf", "l2" or "l1".
         bounds: (low, high) of an entry, each a scalar, an array that broadcasts to x, or None.
+        y: integer labels, which `penalties.of` gives; a position of label -1, as where batch["mask"] leaves it out,
+            counts nothing.
 
     Returns:
         [B], at least 0.
 
     Raises:
-        TypeError, ValueError: as `pgd` when it makes a perturbation and when that is called.
+        TypeError, ValueError: as `pgd` when it makes a perturbation and when that is called; y is no array, or integers
+            of another shape than the positions.
 
     Example:
         >>> f = lambda x: 5 * jnp.concatenate([x, 1 - x], axis=1)
@@ -169,15 +174,25 @@ def trades(
         lambda x: as_logits(f(x)), x, None, bounds, key=perturbation_keys(sample_keys(key, len(x))), goal=goal
     )
     first = project(start.x + 0.001 * normal_like(start.keys, start.x), start.x, epsilon, norm, start.bounds)
-    held = jax.lax.stop_gradient(start.logits)
-    found, _ = ascend(start.f, lambda z: _divergence(held, z), start.x, first, ball, start.bounds, num_steps)
-    return _divergence(start.logits, start.f(jax.lax.stop_gradient(found)))
+    held, counts = jax.lax.stop_gradient(start.logits), _counted(y, start.logits)
+    found, _ = ascend(start.f, lambda z: _divergence(held, z, counts), start.x, first, ball, start.bounds, num_steps)
+    return _divergence(start.logits, start.f(jax.lax.stop_gradient(found)), counts)
 
 
-def _divergence(z: Array, z_adv: Array) -> Array:
-    """KL(softmax z || softmax z'), [B]; of positions their sum."""
+def _divergence(z: Array, z_adv: Array, counts: Array | None) -> Array:
+    """KL(softmax z || softmax z'), [B]; of positions the mean over those that count."""
     p, q = jax.nn.log_softmax(z), jax.nn.log_softmax(z_adv)
-    return jnp.sum(jnp.exp(p) * (p - q), axis=tuple(range(1, z.ndim)))
+    return mean_of_sample(jnp.sum(jnp.exp(p) * (p - q), axis=-1), counts)
+
+
+def _counted(y: Any, z: Array) -> Array | None:
+    """Where the labels of positions are none of -1."""
+    if y is not None and not (hasattr(y, "shape") and hasattr(y, "dtype")):
+        raise TypeError(f"y must be an array of labels, got {type(y).__name__}")
+    if y is None or z.ndim == 2 or not jnp.issubdtype(y.dtype, jnp.integer):
+        return None
+    counts: Array = checks.labels(y, z.shape[:-1], z.shape[-1], masked=True) >= 0
+    return counts
 
 
 def _ball(epsilon: Any, step_size: Any, num_steps: Any, norm: Any) -> tuple[Ball, int]:

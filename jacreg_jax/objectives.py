@@ -48,7 +48,7 @@ def cross_entropy(
     else:
         losses = optax.softmax_cross_entropy(z, soft)
     hits = jnp.argmax(z, -1) == hard
-    losses, hits = (_mean_of_sample(values, mask) for values in (losses, hits))
+    losses, hits = (mean_of_sample(values, mask) for values in (losses, hits))
     return losses, {"cross_entropy": losses, "accuracy": hits}
 
 
@@ -136,7 +136,7 @@ def binary_cross_entropy(z: Float[Array, "B *C"], batch: Batch) -> tuple[Float[A
     _refuse_mask(batch)
     checks.shares("label", label)
     losses = optax.sigmoid_binary_cross_entropy(z, label.astype(z.dtype)).reshape(len(z), -1).sum(1)
-    hits = _mean_of_sample((z > 0) == (label > 0.5), None)
+    hits = mean_of_sample((z > 0) == (label > 0.5), None)
     return losses, {"cross_entropy": losses, "accuracy": hits}
 
 
@@ -214,8 +214,13 @@ def _wide(z: Any) -> Array:
     return z.astype(at_least_float32(z.dtype))
 
 
-def _mean_of_sample(values: Array, mask: Any) -> Array:
-    """[B, ...] -> [B]: the mean over the positions that the mask marks, or over all."""
+def mean_of_sample(values: Array, mask: Any) -> Array:
+    """[B, ...] -> [B]: the mean over the positions that the mask marks, or over all.
+
+    Example:
+        >>> mean_of_sample(jnp.array([[1.0, 5.0]]), jnp.array([[1, 0]])).tolist()
+        [1.0]
+    """
     if values.ndim == 1:
         return values
     values, axes = values if values.dtype != bool else values.astype(jnp.float32), tuple(range(1, values.ndim))

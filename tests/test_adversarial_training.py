@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from jacreg_jax import objectives, penalties, relatives, training
-from jacreg_jax.adversarial_training import pgd, random_fgsm
+from jacreg_jax.adversarial_training import pgd, random_fgsm, trades
 from jacreg_jax.supervised import JointLoss
 
 KEY = jax.random.key(3)
@@ -188,3 +188,24 @@ def test_positions_that_do_not_count_have_no_input_gradient():
         relatives.input_gradient_penalty(lambda x: f(x)[:, 0], X, y[:, 2])
     with pytest.raises(ValueError, match="y must hold labels from -1 to 5"):
         relatives.input_gradient_penalty(f, X, y - 1)
+
+
+def test_trades_of_positions():
+    """Tokens that do not see one another are rows of their own: the mean over those that the mask marks."""
+    table, x = TABLE[:1], X[..., :1]  # of one feature: x' is at an end of a short interval
+    alone, y, mask = lambda x: x @ table, jax.random.randint(KEY, (5, 3), 0, 6), jnp.ones((5, 3)).at[:, 2].set(0)
+    options = {"epsilon": 0.01, "num_steps": 5, "step_size": 0.01}
+    rows = trades(alone, x.reshape(15, 1), KEY, **options).reshape(5, 3)
+    assert rows.max() > 1.2 * rows.min()
+    np.testing.assert_allclose(trades(alone, x, KEY, **options), rows.mean(1), rtol=0.02)
+    for padded in (x, x.at[:, 2].set(0.0)):
+        loss = training.classification_loss(
+            lambda params, state, x, key: (x @ params, state), penalty=penalties.of(trades, **options), lambda_jr=0.5
+        )
+        state = training.init_state(table, training.sgd(0.1), KEY)
+        _, (_, metrics) = loss(table, state, {"image": padded, "label": y, "mask": mask}, KEYS)
+        np.testing.assert_allclose(metrics["penalty"], rows[:, :2].mean(), rtol=0.02)
+    with pytest.raises(ValueError, match=r"y must have shape \(5, 3\)"):
+        trades(alone, x, KEY, y=y[:, :2], **options)
+    with pytest.raises(TypeError, match="y must be an array of labels"):
+        trades(alone, x, KEY, y=[0, 1], **options)
