@@ -22,7 +22,12 @@ def own_words():
 
 WITHOUT_A_RIGHT_CALL = {"datasets.prepare", "best_of"}  # it downloads; it has no result at hand
 WITHOUT_A_RIGHT_CALL |= {f"interop.from_{library}" for library in ("linen", "nnx", "equinox", "haiku")}
-RIGHT = [name for name in bad_input.SPECS if name not in WITHOUT_A_RIGHT_CALL]
+LONG = ("auto_attack", "evaluation.report")  # their examples run in test_doctests
+RIGHT = [
+    pytest.param(name, marks=[pytest.mark.slow] * (name in LONG))
+    for name in bad_input.SPECS
+    if name not in WITHOUT_A_RIGHT_CALL
+]
 
 
 @pytest.mark.parametrize("name", RIGHT)

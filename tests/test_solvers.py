@@ -42,7 +42,9 @@ def test_the_direct_adjoint_gives_the_penalty_and_its_gradient():
     np.testing.assert_allclose(found[1], wanted[1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("adjoint", [diffrax.RecursiveCheckpointAdjoint(), diffrax.BacksolveAdjoint()])
+@pytest.mark.parametrize(
+    "adjoint", [diffrax.RecursiveCheckpointAdjoint(), pytest.param(diffrax.BacksolveAdjoint(), marks=pytest.mark.slow)]
+)
 def test_adjoints_without_a_second_derivative_are_loud(adjoint):
     with pytest.raises((ValueError, RuntimeError), match="differentiat"):
         jax.grad(lambda params: jr.value_and_penalty(solved(params, adjoint), X, KEY)[1])(PARAMS)
