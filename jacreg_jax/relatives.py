@@ -34,7 +34,8 @@ def input_gradient_penalty(
     Args:
         f: batched function to logits [B, ..., C].
         x: float array or pytree of arrays [B, ...].
-        y: integer labels, of the logits' leading shape [B, ...]; a position of label -1 counts nothing.
+        y: integer labels, of the logits' leading shape [B, ...]: of positions the cross-entropies are summed, without
+            those of label -1.
         norm: "l2" or "l1".
 
     Returns:
