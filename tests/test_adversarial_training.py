@@ -1,12 +1,13 @@
 """adversarial_training.py: what is climbed is the loss that is trained, of every objective, of marked positions."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jacreg_jax import objectives, penalties, relatives, training
+from jacreg_jax import objectives, penalties, relatives, sharding, training
 from jacreg_jax.adversarial_training import pgd, random_fgsm, trades
 from jacreg_jax.supervised import JointLoss
 
@@ -209,3 +210,25 @@ def test_trades_of_positions():
         trades(alone, x, KEY, y=y[:, :2], **options)
     with pytest.raises(TypeError, match="y must be an array of labels"):
         trades(alone, x, KEY, y=[0, 1], **options)
+
+
+@pytest.mark.parametrize(("devices", "backend"), [(4, "jit"), (4, "shard_map"), (2, "pmap")])
+@pytest.mark.parametrize("penalty", [None, penalties.of(trades, epsilon=0.1, num_steps=2)])
+def test_masks_over_devices(penalty, devices, backend):
+    """Also of rows of which nothing is marked."""
+    image, mask = jnp.concatenate([X, X[:3] + 0.1]), np.ones((8, 3), np.float32)
+    mask[:, 2] = mask[3] = 0
+    batch = {"image": np.asarray(image), "label": np.where(mask > 0, np.arange(3), -1), "mask": mask}
+    loss = training.classification_loss(apply, perturb=pgd(0.1, num_steps=2), penalty=penalty, lambda_jr=0.5)
+    optimizer = training.sgd(0.1)
+
+    def stepped(mesh):
+        state = training.init_state(TABLE, optimizer, KEY)
+        step = training.make_train_step(loss, optimizer, mesh=mesh, backend=backend if mesh else "jit")
+        if mesh is None:
+            return step(state, batch)
+        return step(sharding.replicate(state, mesh), sharding.shard_batch(batch, mesh))
+
+    whole, shared = (jax.device_get(stepped(mesh)) for mesh in (None, sharding.data_mesh(jax.devices()[:devices])))
+    chex.assert_trees_all_close((shared[0].params, shared[1]), (whole[0].params, whole[1]), rtol=1e-4, atol=1e-4)
+    chex.assert_tree_all_finite(whole[0].params)
