@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jacreg_jax import checks
 from jacreg_jax.attacks.ball import project
 from jacreg_jax.attacks.criteria import misclassified, of_margin
+from jacreg_jax.attacks.losses import log_odds, true_logit
 from jacreg_jax.attacks.pgd import Ball, ascend
 from jacreg_jax.attacks.result import NORMS, Norm, spread
 from jacreg_jax.attacks.start import Goal, Start, begin
@@ -23,7 +24,8 @@ def random_fgsm(max_epsilon: float = 0.01, *, bounds: checks.Bounds | None = (0.
 
     The perturbed image replaces the clean one; no gradient flows through the perturbation, and the dropout mask is the
     step's own. The Jacobian penalty, where there is one, is taken at the perturbed image. What is climbed is the loss
-    that is trained, of any objective: of tokens or pixels the mean over those that the mask marks.
+    that is trained, of any objective, without label_smoothing: of tokens or pixels the mean over those that the mask
+    marks.
 
     Args:
         max_epsilon: in raw pixels; the paper's is 0.01 on MNIST and CIFAR-10.
@@ -148,8 +150,8 @@ def trades(
         num_steps: gradient steps.
         norm: "linf", "l2" or "l1".
         bounds: (low, high) of an entry, each a scalar, an array that broadcasts to x, or None.
-        y: integer labels, which `penalties.of` gives; a position of label -1, as where batch["mask"] leaves it out,
-            counts nothing.
+        y: labels, which `penalties.of` gives; a position of label -1, as where batch["mask"] leaves it out, counts
+            nothing. A mask of fractions is one of marks here.
 
     Returns:
         [B], at least 0.
@@ -175,22 +177,28 @@ def trades(
     )
     first = project(start.x + 0.001 * normal_like(start.keys, start.x), start.x, epsilon, norm, start.bounds)
     held, counts = jax.lax.stop_gradient(start.logits), _counted(y, start.logits)
-    found, _ = ascend(start.f, lambda z: _divergence(held, z, counts), start.x, first, ball, start.bounds, num_steps)
-    return _divergence(start.logits, start.f(jax.lax.stop_gradient(found)), counts)
+    climbed = lambda z: mean_of_sample(_divergence(held, z), counts)
+    found, _ = ascend(start.f, climbed, start.x, first, ball, start.bounds, num_steps)
+    apart = _divergence(start.logits, start.f(jax.lax.stop_gradient(found)))
+    return mean_of_sample(jnp.maximum(apart, 0), counts)
 
 
-def _divergence(z: Array, z_adv: Array, counts: Array | None) -> Array:
-    """KL(softmax z || softmax z'), [B]; of positions the mean over those that count."""
-    p, q = jax.nn.log_softmax(z), jax.nn.log_softmax(z_adv)
-    return mean_of_sample(jnp.sum(jnp.exp(p) * (p - q), axis=-1), counts)
+def _divergence(z: Array, z_adv: Array) -> Array:
+    """KL(p || p') of p = softmax z, [B, ...], by leads over the likeliest class: nothing cancels where its p is 1."""
+    t = jnp.argmax(z, axis=-1)
+    leads = lambda z: z - true_logit(z, t)[..., None]
+    less = jax.nn.softplus(log_odds(z_adv, t)) - jax.nn.softplus(log_odds(z, t))
+    return jnp.sum(jax.nn.softmax(z) * (leads(z) - leads(z_adv)), axis=-1) + less
 
 
 def _counted(y: Any, z: Array) -> Array | None:
-    """Where the labels of positions are none of -1."""
+    """Where the labels of positions, or distributions, are none of -1."""
     if y is not None and not (hasattr(y, "shape") and hasattr(y, "dtype")):
         raise TypeError(f"y must be an array of labels, got {type(y).__name__}")
-    if y is None or z.ndim == 2 or not jnp.issubdtype(y.dtype, jnp.integer):
+    if y is None or z.ndim == 2:
         return None
+    if not jnp.issubdtype(y.dtype, jnp.integer):
+        return (jnp.asarray(y) >= 0).all(-1) if y.shape == z.shape else None
     counts: Array = checks.labels(y, z.shape[:-1], z.shape[-1], masked=True) >= 0
     return counts
 
@@ -211,7 +219,14 @@ def _begin(f: Function, image: Any, label: Any, losses: Function | None, bounds:
     if losses is None:
         z = jax.eval_shape(lambda x: misclassified.outputs(f(x), len(x)), image)
         losses = _of_labels(label, z)
-    per_sample = lambda z, _: losses(z).reshape(len(image), -1).mean(1)
+    checks.function("losses", losses, ("z",))
+
+    def per_sample(z: Any, _: Any) -> Array:
+        found = losses(z)
+        if jnp.shape(found)[:1] != image.shape[:1]:
+            raise ValueError(f"losses must give [B, ...] of {len(image)} samples, got shape {jnp.shape(found)}")
+        return found.reshape(len(image), -1).mean(1)
+
     return begin(f, image, None, bounds, key=keys, goal=Goal(of_margin(per_sample)))
 
 

@@ -4,8 +4,9 @@
     corruptions.corrupted("fog", image, key, severity=3)                                        # [B, H, W, C]
 
 Names, families and constants are those of CIFAR-10-C (Hendrycks, Dietterich 2019), in shares of the image's side where
-they are lengths, of the shorter side where it is not square. The images are not that data set's: the draws are others,
-and blurs end at the border by repeating it.
+they are lengths, of the shorter side where it is not square; but elastic_transform, a shift field alone, has its own,
+pixelate rounds to the nearest number of pixels, and zoom_blur leaves the largest zoom out. The images are not that data
+set's: the draws are others, and blurs end at the border by repeating it.
 """
 
 import math

@@ -5,10 +5,12 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jacreg_jax import checks
-from jacreg_jax.attacks.losses import log_odds
+from jacreg_jax.attacks.losses import log_odds, true_logit
+from jacreg_jax.concrete import look
 from jacreg_jax.rows import at_least_float32
 from jacreg_jax.types import Array, Float
 
@@ -55,8 +57,9 @@ def cross_entropy(
 def log_cross_entropy(z: Float[Array, "B *T C"], batch: Batch) -> Float[Array, " B"]:
     """A rising function of the losses of `cross_entropy`, [B]: what adversarial training climbs.
 
-    Of integer labels it is log_odds, and of positions log sum_t softplus(log_odds_t): gradients of the same directions,
-    which do not vanish however confident the model is. Of distributions it is the loss itself.
+    Of integer labels [B] it is log_odds against y, else the log of the sum over positions of softplus(log_odds against
+    t) - sum_c y_c (z_c - z_t), t the likeliest class of the label. Gradients have the directions of the loss, and do
+    not vanish or cancel however confident the model is. Labels are not smoothed: the smoothed loss rewards confidence.
 
     Args:
         z: logits [B, ..., C].
@@ -74,12 +77,12 @@ def log_cross_entropy(z: Float[Array, "B *T C"], batch: Batch) -> Float[Array, "
     """
     z, mask = _wide(z), batch.get("mask")
     hard, soft = _classes(z, batch)
-    if soft is not None:
-        return cross_entropy(z, batch)[0]
     odds = log_odds(z, hard)
-    if odds.ndim == 1:
+    if odds.ndim == 1 and soft is None:
         return odds
-    losses = jnp.where(odds < -15, odds, jnp.log(jax.nn.softplus(jnp.maximum(odds, -15))))  # e^odds of confident ones
+    lead = 0.0 if soft is None else jnp.sum(soft * (z - true_logit(z, hard)[..., None]), axis=-1)
+    is_small = (odds < -15) & (lead == 0)  # log softplus(odds) is odds
+    losses = jnp.where(is_small, odds, jnp.log(jnp.where(is_small, 1.0, jax.nn.softplus(odds) - lead)))
     if mask is not None:
         mask = jnp.asarray(mask)
         share = jnp.where(mask > 0, mask, 1).astype(losses.dtype)
@@ -152,10 +155,16 @@ def _classes(z: Array, batch: Batch) -> tuple[Array, Array | None]:
         checks.shares("label", label, of_one=True)
         return jnp.argmax(label, -1), label
     if jnp.issubdtype(label.dtype, jnp.integer) and label.shape == z.shape[:-1]:
-        if mask is not None:
-            return jnp.where(jnp.asarray(mask) > 0, label, 0), None  # what is masked may hold any label, such as -1
-        checks.labels(label, label.shape, z.shape[-1], "label")
-        return label, None
+        if mask is None:
+            checks.labels(label, label.shape, z.shape[-1], "label")
+            return label, None
+        classes = z.shape[-1]
+
+        def test(label: np.ndarray, mask: np.ndarray) -> None:  # what is masked may hold any label
+            checks.labels(np.where(mask > 0, label, 0), label.shape, classes, "label")
+
+        look(test, label, mask)
+        return jnp.where(jnp.asarray(mask) > 0, label, 0), None
     raise ValueError(
         f"label must be integers of shape {z.shape[:-1]} or distributions of shape {z.shape}, for logits of shape "
         f"{z.shape}; got {label.dtype}{list(label.shape)}"
@@ -163,25 +172,27 @@ def _classes(z: Array, batch: Batch) -> tuple[Array, Array | None]:
 
 
 def marked(batch: Batch, prefix: str = "") -> Any:
-    """The labels for functions that know no mask: integers are -1 where batch["mask"] leaves a position out.
+    """The labels for functions that know no mask: -1 where batch["mask"] leaves a position out.
 
     Args:
         batch: "label" and "mask", where they are there.
         prefix: of both names, such as "held_out_".
 
     Returns:
-        The labels as they came, or [B, ...] integers; None where there are none.
+        The labels as they came, or with -1, of distributions in all classes; None where there are none.
 
     Example:
         >>> marked({"label": jnp.array([[3, 7]]), "mask": jnp.array([[1, 0]])}).tolist()
         [[3, -1]]
     """
-    label, mask = batch.get(f"{prefix}label"), batch.get(f"{prefix}mask")
-    if mask is None or not jnp.issubdtype(getattr(label, "dtype", float), jnp.integer):
+    label: Any = batch.get(f"{prefix}label")
+    mask: Any = batch.get(f"{prefix}mask")
+    if not hasattr(label, "shape") or not hasattr(mask, "shape"):
         return label
-    if getattr(label, "shape", None) != getattr(mask, "shape", None):
-        return label  # the objective says so
-    return jnp.where(jnp.asarray(mask) > 0, jnp.asarray(label).astype(jnp.int32), -1)
+    kept = jnp.asarray(mask) > 0
+    if label.shape == kept.shape:
+        return jnp.where(kept, jnp.asarray(label).astype(jnp.int32), -1)
+    return jnp.where(kept[..., None], label, -1) if label.shape[:-1] == kept.shape else label
 
 
 def _label(batch: Batch, shape: tuple[int, ...] | None = None) -> Array:

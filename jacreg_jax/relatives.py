@@ -17,7 +17,7 @@ from jacreg_jax.jacobian import exact_frobenius_sq, projected_frobenius_sq
 from jacreg_jax.keys import normal_like, sample_keys
 from jacreg_jax.probes import sample_probes
 from jacreg_jax.programs import once
-from jacreg_jax.rows import Rows, at_least_float32, batch_size, sum_sq
+from jacreg_jax.rows import Rows, at_least_float32, batch_size, sum_abs, sum_sq, times
 from jacreg_jax.types import Array, Float, Function, Int, PyTree
 
 _folded = jax.vmap(jax.random.fold_in, (0, None))  # a key of each row, and a number
@@ -59,11 +59,12 @@ def input_gradient_penalty(
     y = checks.labels(y, logits.shape[:-1], logits.shape[-1], masked=True)
 
     def loss(x: PyTree) -> Array:
-        log_p = jax.nn.log_softmax(f(x))
+        z = f(x)
+        log_p = jax.nn.log_softmax(z.astype(at_least_float32(z.dtype)))
         return -jnp.sum(jnp.where(y >= 0, jnp.take_along_axis(log_p, y[..., None], axis=-1)[..., 0], 0))
 
     gradient = jax.grad(loss)(x)
-    return sum_sq(gradient) if norm == "l2" else _sum_abs(gradient)
+    return sum_sq(gradient) if norm == "l2" else sum_abs(gradient)
 
 
 @entry
@@ -137,8 +138,7 @@ def first_order_frobenius_sq(f: Function, x: PyTree, key: jax.Array, *, step: fl
     g = vjp(outputs.unravel(v))[0]
     length = jnp.sqrt(sum_sq(g))
     h = jnp.where(length > 0, step / jnp.where(length > 0, length, 1), 1.0)
-    beside = lambda leaf: h.astype(leaf.dtype).reshape(-1, *(1,) * (leaf.ndim - 1)) * leaf
-    ahead, behind = (f(jax.tree.map(lambda a, b, s=sign: a + s * beside(b), x, g)) for sign in (1, -1))
+    ahead, behind = (f(jax.tree.map(jnp.add, x, times(sign * h, g))) for sign in (1, -1))
     directional = jnp.sum(v * outputs.ravel(jax.tree.map(jnp.subtract, ahead, behind)), axis=1) / (2 * h)  # <v, J g>
     return 2 * directional - jax.lax.stop_gradient(directional)
 
@@ -176,7 +176,9 @@ def spectral_norm_sq(f: Function, x: PyTree, key: jax.Array, *, num_iterations: 
     unit = lambda u: u / jnp.maximum(jnp.linalg.norm(u, axis=1, keepdims=True), 1e-30)
 
     def iterate(_: Any, u: Array) -> Array:
-        return unit(outputs.ravel(jax.jvp(f, (fixed,), (vjp(outputs.unravel(u))[0],))[1]).astype(u.dtype))
+        g = vjp(outputs.unravel(u))[0]
+        g = times(1 / jnp.maximum(jnp.sqrt(sum_sq(g)), 1e-30), g)  # J J^T u would leave float16 where J does not
+        return unit(outputs.ravel(jax.jvp(f, (fixed,), (g,))[1]).astype(u.dtype))
 
     start = unit(sample_probes(key, outputs.batch, outputs.size, 1, "sphere")[:, 0])
     start = start + 0 * jnp.sum(outputs.ravel(jax.lax.stop_gradient(z)), axis=1, keepdims=True).astype(start.dtype)
@@ -292,9 +294,3 @@ def layerwise_frobenius_sq(
         total = total + projected_frobenius_sq(layer, x, keys, num_projections=num_projections)
         x = layer(x)
     return total
-
-
-def _sum_abs(tree: PyTree) -> Float[Array, " B"]:
-    """Per-sample L1 norm, at least in float32."""
-    wide = lambda leaf: jnp.abs(leaf.astype(at_least_float32(leaf.dtype)))
-    return sum(jnp.sum(wide(leaf).reshape(len(leaf), -1), axis=1) for leaf in jax.tree.leaves(tree))  # type: ignore[return-value]

@@ -88,6 +88,28 @@ def sum_sq(tree: PyTree) -> Float[Array, " B"]:
     return total
 
 
+def sum_abs(tree: PyTree) -> Float[Array, " B"]:
+    """Per-sample L1 norm, at least in float32.
+
+    Example:
+        >>> sum_abs(jnp.array([[3.0, -4.0]])).tolist()
+        [7.0]
+    """
+    wide = lambda leaf: jnp.abs(leaf.astype(at_least_float32(leaf.dtype)))
+    return sum(jnp.sum(wide(leaf).reshape(len(leaf), -1), axis=1) for leaf in jax.tree.leaves(tree))  # type: ignore[return-value]
+
+
+def times(scale: Float[Array, " B"], tree: PyTree) -> PyTree:
+    """Each row times a number of its own, in the precision of the tree.
+
+    Example:
+        >>> times(jnp.array([2.0]), jnp.array([[3.0, -4.0]])).tolist()
+        [[6.0, -8.0]]
+    """
+    by_row = lambda leaf: (scale.reshape(-1, *(1,) * (leaf.ndim - 1)) * leaf).astype(leaf.dtype)
+    return jax.tree.map(by_row, tree)
+
+
 def products_at_once(inputs: Rows, outputs: Rows, count: int) -> int:
     """Of `count` products, where nobody says how many: all, or equal shares that AT_ONCE bounds."""
     most = max(1, AT_ONCE // max(1, inputs.batch * max(inputs.size, outputs.size)))

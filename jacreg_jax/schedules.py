@@ -222,8 +222,9 @@ def target_norm(norm: float, *, rate: float = 0.02, decay: float = 0.9, start: f
     The optimizer that it gives stands outside of all others, of `optax.MultiSteps` too.
 
     Where the batch has "held_out", raw inputs of as many rows, the norm is measured on those, without a gradient, at
-    the cost of one more penalty ("held_out_label" where the penalty wants labels). In a loop of your own, carry
-    `dual = target.init()`, take `target.lambda_jr(dual)`, and `target.update(dual, penalty)` with what you measured.
+    the cost of one more penalty ("held_out_label" where the penalty wants labels, and "held_out_mask" for tokens). In a
+    loop of your own, carry `dual = target.init()`, take `target.lambda_jr(dual)`, and `target.update(dual, penalty)`
+    with what you measured.
 
     Args:
         norm: ||J||_F wanted, the root of the mean square over the batch, in the units of the network's input.

@@ -61,11 +61,7 @@ class JointLoss:
         x = self.preprocess(self._raw_input(model, batch, keys))
         y = marked(batch)
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
-        losses, values = checks.pair("objective", self.objective(z, batch), "(losses [B], metrics {name: [B]})")
-        rows = jnp.shape(jax.tree.leaves(x)[0])[:1]
-        if jnp.shape(losses)[:1] != rows:
-            wanted = f"losses [B, ...] of {rows[0]} samples, and no mean or sum of them"
-            raise ValueError(f"objective must give {wanted}, got shape {jnp.shape(losses)}")
+        losses, values = self._losses(z, batch, x)
         checks.free_names("objective", values, OWN)
         metrics = {name: jnp.mean(value) for name, value in values.items()} | _statistics(penalty, norms)
         supervised = jnp.mean(losses * _weight(batch, losses) if "weight" in batch else losses)
@@ -90,6 +86,15 @@ class JointLoss:
     def _is_constant(self) -> bool:
         return not (callable(self.lambda_jr) or isinstance(self.lambda_jr, TargetNorm))
 
+    def _losses(self, z: Any, batch: Batch, x: Any) -> tuple[Array, dict[str, Array]]:
+        """What the objective gives, looked at."""
+        losses, values = checks.pair("objective", self.objective(z, batch), "(losses [B], metrics {name: [B]})")
+        rows = jnp.shape(jax.tree.leaves(x)[0])[:1]
+        if jnp.shape(losses)[:1] != rows:
+            wanted = f"losses [B, ...] of {rows[0]} samples, and no mean or sum of them"
+            raise ValueError(f"objective must give {wanted}, got shape {jnp.shape(losses)}")
+        return losses, values
+
     def _raw_input(self, model: BoundModel, batch: Batch, keys: Array) -> Any:
         if not isinstance(batch, Mapping) or self.input_name not in batch:
             got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
@@ -98,7 +103,7 @@ class JointLoss:
         if self.perturb is None:
             return raw
         raw_model = lambda raw: model.output(self.preprocess(raw))
-        climbed = self.climbed or (lambda z, batch: self.objective(z, batch)[0])
+        climbed = self.climbed or (lambda z, batch: self._losses(z, batch, raw)[0])
         takes = checks.signature("perturb", self.perturb, "(f, image, label, keys)").parameters
         own = {"losses": lambda z: climbed(z, batch)} if "losses" in takes else {}
         return jax.lax.stop_gradient(self.perturb(raw_model, raw, marked(batch), keys, **own))
@@ -179,7 +184,8 @@ def supervised_loss(
         raise TypeError(f"input_name must be a string, got {type(input_name).__name__}")
     if not (callable(lambda_jr) or isinstance(lambda_jr, TargetNorm)):
         checks.non_negative("lambda_jr", lambda_jr)
-    return JointLoss(apply, objective, penalty, lambda_jr, preprocess, perturb, input_name)
+    climbed = log_cross_entropy if objective is cross_entropy else None
+    return JointLoss(apply, objective, penalty, lambda_jr, preprocess, perturb, input_name, climbed)
 
 
 def classification_loss(apply: Apply, *, label_smoothing: float = 0.0, **options: Any) -> Any:

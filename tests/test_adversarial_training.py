@@ -1,5 +1,8 @@
 """adversarial_training.py: what is climbed is the loss that is trained, of every objective, of marked positions."""
 
+import itertools
+from functools import partial
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -232,3 +235,106 @@ def test_masks_over_devices(penalty, devices, backend):
     whole, shared = (jax.device_get(stepped(mesh)) for mesh in (None, sharding.data_mesh(jax.devices()[:devices])))
     chex.assert_trees_all_close((shared[0].params, shared[1]), (whole[0].params, whole[1]), rtol=1e-4, atol=1e-4)
     chex.assert_tree_all_finite(whole[0].params)
+
+
+SURE = 60 * jax.random.normal(jax.random.fold_in(KEY, 7), (4, 6))  # a linear model, margins of dozens
+ROWS = jax.random.uniform(jax.random.fold_in(KEY, 8), (40, 4), minval=0.3, maxval=0.7)
+LABELS = (ROWS @ SURE).argmax(-1)
+
+
+def perturbed(make, label, perturb=ONE_STEP):
+    """What the loss trains on."""
+    seen = []
+
+    def keep(f, image, label, keys, losses=None):
+        seen.append(perturb(f, image, label, keys, losses))
+        return seen[0]
+
+    loss = make(lambda params, state, x, key: (x @ params, state), perturb=keep)
+    state = training.init_state(SURE, training.sgd(0.1), KEY)
+    loss(SURE, state, {"image": ROWS, "label": label}, jax.random.split(KEY, 40))
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [training.classification_loss, partial(training.supervised_loss, objective=objectives.cross_entropy)],
+    ids=["classification_loss", "supervised_loss"],
+)
+def test_labels_of_any_form_lead_the_same_way(make):
+    """One-hot as integers, of confident models as well: float32's softmax - y is zero from a margin of 17 on."""
+    z = np.sort(np.asarray(ROWS @ SURE), 1)
+    assert np.median(z[:, -1] - z[:, -2]) > 17
+    with jax.enable_x64(True):
+        w, x = (jnp.asarray(np.asarray(a), jnp.float64) for a in (SURE, ROWS))
+        loss = lambda x: optax.softmax_cross_entropy(x @ w, jax.nn.one_hot(LABELS, 6)).sum()
+        exact = lambda x: jax.nn.logsumexp(jnp.where(jax.nn.one_hot(LABELS, 6) > 0, -jnp.inf, x @ w), -1).sum()
+        own = lambda x: jnp.take_along_axis(x @ w, LABELS[:, None], 1).sum()
+        by_hand = np.sign(jax.grad(exact)(x) - jax.grad(own)(x))
+        assert (np.sign(jax.grad(loss)(x)) == by_hand).mean() > 0.9
+    for label in (LABELS, jax.nn.one_hot(LABELS, 6)):
+        np.testing.assert_array_equal(np.sign(perturbed(make, label) - ROWS), by_hand)
+
+
+def test_trades_of_a_confident_model():
+    """As in float64, and never below 0."""
+    options = {"epsilon": 0.02, "num_steps": 5, "bounds": None}
+    found = trades(lambda x: x @ SURE, ROWS, KEY, **options)
+    assert (found >= 0).all()
+    with jax.enable_x64(True):
+        w, x = (jnp.asarray(np.asarray(a), jnp.float64) for a in (SURE, ROWS))
+        corners = x[:, None] + 0.02 * jnp.asarray(list(itertools.product((-1.0, 1.0), repeat=4)))[None]
+        p, q = jax.nn.log_softmax(x @ w)[:, None], jax.nn.log_softmax(corners @ w)
+        largest = np.asarray((jnp.exp(p) * (p - q)).sum(-1).max(1))  # right to 1e-16
+    rare = (largest > 1e-14) & (largest < 1e-7)
+    assert rare.sum() > 5
+    assert np.median(found / largest) > 0.9
+    assert np.median((found / largest)[rare]) > 0.5
+    assert (found <= 1.001 * largest + 1e-15).all()
+
+
+def test_trades_knows_the_mask_of_distributions():
+    alone, soft = lambda params, state, x, key: (x @ params, state), jax.nn.one_hot(jnp.zeros((5, 3), int), 6)
+    mask = jnp.ones((5, 3)).at[:, 2].set(0)
+    of = penalties.of(trades, epsilon=0.1, num_steps=2)
+    loss = training.classification_loss(alone, penalty=of, lambda_jr=1.0)
+    state = training.init_state(TABLE, training.sgd(0.1), KEY)
+    both = [
+        loss(TABLE, state, {"image": X, "label": label, "mask": mask}, KEYS)[1][1]["penalty"]
+        for label in (soft, jnp.zeros((5, 3), int))
+    ]
+    np.testing.assert_allclose(*both, rtol=1e-5)
+
+
+def test_marked_labels_are_looked_at():
+    """In a loss and in a compiled step: an ignored label of -1 must lie where the mask leaves it out."""
+    mask = np.ones((5, 3))
+    mask[:, 2] = 0
+    step = training.make_train_step(training.classification_loss(apply), training.sgd(0.1))
+    for label, words in ((-1, "from -1 to"), (6, "to 6"), (255, "to 255")):
+        y = np.zeros((5, 3), np.int32)
+        y[:, 2] = label
+        batch = {"image": np.asarray(X), "label": y, "mask": mask}
+        step(training.init_state(TABLE, training.sgd(0.1), KEY), batch)
+        loss_of(training.classification_loss, batch)
+        y[0, 0] = label
+        with pytest.raises(ValueError, match=f"label must hold labels from 0 to 5.*{words}"):
+            step(training.init_state(TABLE, training.sgd(0.1), KEY), batch)
+        with pytest.raises(ValueError, match=f"label must hold labels from 0 to 5.*{words}"):
+            loss_of(training.classification_loss, batch)
+
+
+@pytest.mark.parametrize("perturb", [None, ONE_STEP])
+def test_what_is_no_objective_says_so(perturb):
+    batch = {"image": X, "label": jnp.zeros((5, 3), int)}
+    for objective, error, words in (
+        (lambda z, batch: (z.mean(), {}), ValueError, "objective must give losses"),
+        (lambda z, batch: z.mean((1, 2)), TypeError, "objective must give"),
+        (lambda z, batch: {}, TypeError, "objective must give"),
+    ):
+        with pytest.raises(error, match=words):
+            loss_of(partial(training.supervised_loss, objective=objective), batch, perturb=perturb)
+    with pytest.raises(TypeError, match="losses must be callable"):
+        ONE_STEP(f, X, None, KEYS, 3)
+    with pytest.raises(ValueError, match=r"losses must give \[B, ...\] of 5 samples, got shape \(\)"):
+        ONE_STEP(f, X, None, KEYS, lambda z: z.mean())

@@ -188,3 +188,13 @@ def test_noise_in_half_precision_wants_to_be_large():
     assert of_rounded(1e-3).mean() < 0.5 * truth
     assert of_products(1e-2).mean() > 1.2 * truth
     np.testing.assert_allclose(of_products(0.3).mean(), truth, rtol=0.05)
+
+
+@pytest.mark.parametrize("size", [3e-4, 1.0, 300.0, 3000.0])
+def test_spectral_norm_in_half_precision(key, size):
+    """J^T u is brought to unit length: J J^T u, of the size of sigma^2, leaves float16 where J does not."""
+    matrix = np.asarray(jax.random.normal(key, (6, 4)))
+    matrix = (size * matrix / np.linalg.norm(matrix, 2)).astype(np.float16)
+    f, x = lambda x: x @ jnp.asarray(matrix), jnp.zeros((2, 6), jnp.float16)
+    found = relatives.spectral_norm_sq(f, x, key, num_iterations=30)
+    np.testing.assert_allclose(np.sqrt(found), np.linalg.norm(matrix.astype(float), 2), rtol=0.01)
