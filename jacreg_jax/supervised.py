@@ -104,8 +104,7 @@ class JointLoss:
             return raw
         raw_model = lambda raw: model.output(self.preprocess(raw))
         climbed = self.climbed or (lambda z, batch: self._losses(z, batch, raw)[0])
-        takes = checks.signature("perturb", self.perturb, "(f, image, label, keys)").parameters
-        own = {"losses": lambda z: climbed(z, batch)} if "losses" in takes else {}
+        own = {"losses": lambda z: climbed(z, batch)} if checks.takes(self.perturb, "losses") else {}
         return jax.lax.stop_gradient(self.perturb(raw_model, raw, marked(batch), keys, **own))
 
     def _forward(self, model: BoundModel, x: Any, y: Any, keys: Array) -> tuple[Any, Any, Any, Array | None]:

@@ -1,7 +1,7 @@
 """adversarial_training.py: what is climbed is the loss that is trained, of every objective, of marked positions."""
 
 import itertools
-from functools import partial
+from functools import partial, wraps
 
 import chex
 import jax
@@ -165,6 +165,19 @@ def test_a_perturbation_of_ones_own_needs_no_losses():
     expected, _ = loss_of(training.classification_loss, batch | {"image": X + STEP})
     np.testing.assert_allclose(value, expected)
     assert isinstance(training.classification_loss(apply), JointLoss)
+
+
+def test_who_wraps_a_perturbation_decides_what_it_takes():
+    """With `functools.wraps` a wrapper looks as if it took what the wrapped one takes."""
+    inner = pgd(STEP, step_size=STEP, num_steps=1, random_start=False)
+    narrow = wraps(inner)(lambda f, image, label, keys: inner(f, image, label, keys))
+    wide = wraps(inner)(lambda *args, **named: inner(*args, **named))
+    batch = {"image": X, "label": jnp.zeros((5, 3), int)}
+    values = [loss_of(training.classification_loss, batch, perturb=p)[0] for p in (inner, narrow, wide)]
+    np.testing.assert_array_equal(values, values[:1] * 3)
+    soft = {"image": X, "label": SOFT}
+    values = [loss_of(training.classification_loss, soft, perturb=p)[0] for p in (inner, wide, partial(inner))]
+    np.testing.assert_array_equal(values, values[:1] * 3)
 
 
 def test_gradients_of_log_cross_entropy():

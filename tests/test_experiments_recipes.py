@@ -256,7 +256,7 @@ def test_a_benchmark_of_attacks_goes_on_behind_its_last_part(tmp_path, monkeypat
     """A stop in the second part leaves the first; the rest is attacked once, and the median is that of all images."""
     for module in (rows, ddnet_attacks, results):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(ddnet_attacks.zoo, "train", lambda *_: iter([(0, SimpleNamespace(raw_f=None))]))
+    monkeypatch.setattr(ddnet_attacks.zoo, "train", lambda *_: iter([(0, SimpleNamespace(raw_f=None, weights="w"))]))
     held = {"image": np.zeros((5, 1)), "label": np.zeros(5, int)}
     monkeypatch.setattr(ddnet_attacks, "held_out", lambda *_: held)
     seen = []

@@ -6,7 +6,8 @@ Models:     the base of Figure S3, L2 and dropout, without and with the penalty,
 Time:       2 CPU cores and nothing beside it: a quarter of an hour for 40 images with trained models, most of it CW;
             an hour for 1,000 images of one model without CW, three more with it.
 Leaves:     experiments/results/benchmark_ddnet_attacks_IMAGES_BACKEND.json. An attack that it holds, of this machine
-            and these settings, is not run again, and one that was stopped goes on behind its last part.
+            and these settings, is not run again, and one that was stopped goes on behind its last part, where the
+            weights are the same.
 """
 
 import experiments.benchmarks.kept_memory  # noqa: F401, I001  first of all
@@ -58,8 +59,9 @@ def rows_of(name: str, config: Config, begun: list[dict]) -> Iterator[dict]:
     ((_, model),) = zoo.train(recipe, [0], Options(data_dir=config.data_dir))
     test = held_out(CIFAR10_DDNET, config.num_attacked, config.data_dir)
     for attack in tqdm(config.attacks, desc=results.DEFENCE_NAMES[name], unit="attack", disable=None):
-        row = {"defence": name, "attack": label(attack, config), "seconds": 0.0, "found": []}
-        row = next((r for r in begun if r["attack"] == row["attack"]), row) | {"commit": record.commit()}
+        row = {"defence": name, "attack": label(attack, config), "weights": model.weights, "seconds": 0.0, "found": []}
+        same = lambda r, row=row: (r["attack"], r["weights"]) == (row["attack"], row["weights"])
+        row = next(filter(same, begun), row) | {"commit": record.commit()}
         for start in range(len(row["found"]), config.num_attacked, config.part):
             rows, begin = slice(start, min(start + config.part, config.num_attacked)), time.perf_counter()
             found = attacked(model.raw_f, test["image"][rows], test["label"][rows], attack, start, config)

@@ -27,6 +27,7 @@ from jacreg_jax.checks.functions import (
     pair as pair,
     pure as pure,
     signature as signature,
+    takes as takes,
 )
 from jacreg_jax.checks.numbers import (
     at_least as at_least,

@@ -67,6 +67,24 @@ def signature(name: str, value: Any, form: str) -> inspect.Signature:
         raise TypeError(f"{name} must be callable as {form}, got {value!r}, which does not say what it takes") from None
 
 
+def takes(function: Any, name: str) -> bool:
+    """Whether a function, and each that it wraps, has an argument of this name.
+
+    Example:
+        >>> takes(lambda f, losses=None: f, "losses"), takes(lambda f: f, "losses")
+        (True, False)
+    """
+    if isinstance(function, functools.partial):
+        return name not in function.keywords and takes(function.func, name)
+    try:
+        parameters = inspect.signature(function, follow_wrapped=False).parameters
+    except (TypeError, ValueError):  # no signature to look at
+        return False
+    inner = getattr(function, "__wrapped__", None)
+    hands_on = inner is not None and any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return name in parameters or (hands_on and takes(inner, name))
+
+
 def pair(name: str, found: Any, form: str) -> tuple[Any, Any]:
     """What a user's function gave, where it shall give two things.
 
