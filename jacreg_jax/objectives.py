@@ -190,8 +190,8 @@ def marked(batch: Batch, prefix: str = "") -> Any:
     if not hasattr(label, "shape") or not hasattr(mask, "shape"):
         return label
     kept = jnp.asarray(mask) > 0
-    if label.shape == kept.shape:
-        return jnp.where(kept, jnp.asarray(label).astype(jnp.int32), -1)
+    if jnp.issubdtype(label.dtype, jnp.integer):
+        return jnp.where(kept, jnp.asarray(label).astype(jnp.int32), -1) if label.shape == kept.shape else label
     return jnp.where(kept[..., None], label, -1) if label.shape[:-1] == kept.shape else label
 
 

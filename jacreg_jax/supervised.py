@@ -59,7 +59,7 @@ class JointLoss:
         """(loss, (model_state, metrics))."""
         model = BoundModel(self.apply, params, state.model_state, streams.model_key(keys))
         x = self.preprocess(self._raw_input(model, batch, keys))
-        y = marked(batch)
+        y = self._label(batch)
         z, model_state, penalty, norms = self._forward(model, x, y, keys)
         losses, values = self._losses(z, batch, x)
         checks.free_names("objective", values, OWN)
@@ -95,6 +95,10 @@ class JointLoss:
             raise ValueError(f"objective must give {wanted}, got shape {jnp.shape(losses)}")
         return losses, values
 
+    def _label(self, batch: Batch, prefix: str = "") -> Any:
+        """For perturb and penalty; what "mask" means to an objective of one's own is not known."""
+        return batch.get(f"{prefix}label") if self.climbed is None else marked(batch, prefix)
+
     def _raw_input(self, model: BoundModel, batch: Batch, keys: Array) -> Any:
         if not isinstance(batch, Mapping) or self.input_name not in batch:
             got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
@@ -105,7 +109,7 @@ class JointLoss:
         raw_model = lambda raw: model.output(self.preprocess(raw))
         climbed = self.climbed or (lambda z, batch: self._losses(z, batch, raw)[0])
         own = {"losses": lambda z: climbed(z, batch)} if checks.takes(self.perturb, "losses") else {}
-        return jax.lax.stop_gradient(self.perturb(raw_model, raw, marked(batch), keys, **own))
+        return jax.lax.stop_gradient(self.perturb(raw_model, raw, self._label(batch), keys, **own))
 
     def _forward(self, model: BoundModel, x: Any, y: Any, keys: Array) -> tuple[Any, Any, Any, Array | None]:
         """(z, model_state, penalty, norms); norms are None without a penalty, NaN on the steps that leave it out."""
@@ -125,7 +129,7 @@ class JointLoss:
         if not self.penalty_times:
             return {"held_out_penalty": jnp.full_like(penalty, jnp.nan)}
         fixed = dataclasses.replace(model, params=jax.lax.stop_gradient(model.params))
-        x, y = self.preprocess(batch["held_out"]), marked(batch, "held_out_")
+        x, y = self.preprocess(batch["held_out"]), self._label(batch, "held_out_")
         return {"held_out_penalty": self.penalty(fixed.for_rows(x), x, y, keys)[1]}
 
 
@@ -151,7 +155,8 @@ def supervised_loss(
         preprocess: raw batch[input_name] -> the space of the network's input, where the Jacobian is taken.
         perturb: (f, image, label, keys) -> image in raw units, f: raw image -> z with the same parameters and dropout
             mask; adversarial training. No gradient flows through it. One with `losses=None` gets z -> [B], the losses
-            of the objective, as those of `adversarial_training` do. Labels that batch["mask"] leaves out are -1.
+            of the objective, as those of `adversarial_training` do. Labels that the mask of `classification_loss` leaves
+            out are -1.
         input_name: of the input in the batch.
 
     Returns:

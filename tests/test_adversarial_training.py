@@ -351,3 +351,23 @@ def test_what_is_no_objective_says_so(perturb):
         ONE_STEP(f, X, None, KEYS, 3)
     with pytest.raises(ValueError, match=r"losses must give \[B, ...\] of 5 samples, got shape \(\)"):
         ONE_STEP(f, X, None, KEYS, lambda z: z.mean())
+
+
+def test_a_mask_of_ones_own_objective_is_its_own():
+    """Labels of floats, and a mask that marks padding: perturbations and penalties see what came."""
+    batch = {"image": X, "label": 0.5 + SOFT[..., 0], "mask": jnp.zeros((5, 3))}
+    seen = []
+
+    def perturb(f, image, label, keys):
+        seen.append(label)
+        return image
+
+    def penalty(f, x, y, keys):
+        seen.append(y)
+        return f(x), jnp.float32(0), jnp.zeros(5)
+
+    own = partial(training.supervised_loss, objective=lambda z, b: (huber(z, b)[0].mean(1), {}))
+    loss_of(own, batch, perturb=perturb, penalty=penalty, lambda_jr=1.0)
+    for label in seen:
+        np.testing.assert_array_equal(label, batch["label"])
+    assert len(seen) == 2

@@ -271,6 +271,7 @@ def test_a_benchmark_of_attacks_goes_on_behind_its_last_part(tmp_path, monkeypat
     config = ddnet_attacks.Config(defences=("none",), attacks=("PGD", "ensemble"), num_attacked=5, part=2)
     with pytest.raises(KeyboardInterrupt):
         ddnet_attacks.main(config)
+    assert "PGD, the first 2 " in ddnet_attacks.table()
     ddnet_attacks.main(config)
     parts = [(0, 2), (2, 2), (4, 1)]
     assert seen[:2] == [("PGD", 0, 2), ("PGD", 2, 2)]

@@ -119,7 +119,9 @@ def table() -> str:
 def block(result: dict) -> str:
     """The machine and the number of images, and its table."""
     by_attack: dict[str, list[str]] = {}
-    for row in (row for row in result["rows"] if "found" not in row):  # those that ended
+    for row in result["rows"]:
+        if "found" in row:  # stopped
+            row = ended(row) | {"attack": f"{row['attack']}, the first {len(row['found'])}"}
         robust = f"{100 * row['robust']:.0f} % robust" if "robust" in row else ""
         found = robust or (f"{row['median']:.3f}" if np.isfinite(row["median"]) else "not reached")
         by_attack.setdefault(row["attack"], []).extend([f"{row['seconds']:.0f}", found])
