@@ -155,8 +155,8 @@ def supervised_loss(
         preprocess: raw batch[input_name] -> the space of the network's input, where the Jacobian is taken.
         perturb: (f, image, label, keys) -> image in raw units, f: raw image -> z with the same parameters and dropout
             mask; adversarial training. No gradient flows through it. One with `losses=None` gets z -> [B], the losses
-            of the objective, as those of `adversarial_training` do. Labels that the mask of `classification_loss` leaves
-            out are -1.
+            of the objective, as those of `adversarial_training` do. Labels that the mask of `classification_loss`
+            leaves out are -1.
         input_name: of the input in the batch.
 
     Returns:
