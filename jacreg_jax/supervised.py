@@ -9,6 +9,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -188,7 +189,7 @@ def supervised_loss(
         raise TypeError(f"input_name must be a string, got {type(input_name).__name__}")
     if not (callable(lambda_jr) or isinstance(lambda_jr, TargetNorm)):
         checks.non_negative("lambda_jr", lambda_jr)
-    climbed = log_cross_entropy if objective is cross_entropy else None
+    climbed = log_cross_entropy if getattr(objective, "func", objective) is cross_entropy else None
     return JointLoss(apply, objective, penalty, lambda_jr, preprocess, perturb, input_name, climbed)
 
 
@@ -219,8 +220,8 @@ def classification_loss(apply: Apply, *, label_smoothing: float = 0.0, **options
     """
     checks.fraction("label_smoothing", label_smoothing, zero=True)
     options, wrap = deprecation.loss_options(options)
-    objective = lambda z, batch: cross_entropy(z, batch, label_smoothing=label_smoothing)
-    return wrap(dataclasses.replace(supervised_loss(apply, objective, **options), climbed=log_cross_entropy))
+    objective = partial(cross_entropy, label_smoothing=label_smoothing)
+    return wrap(supervised_loss(apply, objective, **options))
 
 
 def regression_loss(apply: Apply, **options: Any) -> JointLoss:

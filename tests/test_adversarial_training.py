@@ -271,8 +271,12 @@ def perturbed(make, label, perturb=ONE_STEP):
 
 @pytest.mark.parametrize(
     "make",
-    [training.classification_loss, partial(training.supervised_loss, objective=objectives.cross_entropy)],
-    ids=["classification_loss", "supervised_loss"],
+    [
+        training.classification_loss,
+        partial(training.supervised_loss, objective=objectives.cross_entropy),
+        partial(training.supervised_loss, objective=partial(objectives.cross_entropy, label_smoothing=0.1)),
+    ],
+    ids=["classification_loss", "supervised_loss", "supervised_loss, smoothed"],
 )
 def test_labels_of_any_form_lead_the_same_way(make):
     """One-hot as integers, of confident models as well: float32's softmax - y is zero from a margin of 17 on."""

@@ -33,6 +33,7 @@ from experiments.lab.recipes import defences
 from experiments.page import results
 from jacreg_jax import evaluation
 
+NOTHING = {"seconds": 0.0, "found": []}  # of an attack that is not begun
 ATTACKS = ("white noise", "FGSM", "PGD", "CW", "DDN", "FAB-T", "ensemble")
 
 
@@ -53,15 +54,15 @@ class Config:
     data_dir: str | None = None
 
 
-def rows_of(name: str, config: Config, begun: list[dict]) -> Iterator[dict]:
+def rows_of(name: str, config: Config, kept: dict[tuple, dict]) -> Iterator[dict]:
     """Of each attack a row after every part of the images, with what it found in all of them so far."""
     recipe = defences(CIFAR10_DDNET)[name].shortened(config.num_steps)
     ((_, model),) = zoo.train(recipe, [0], Options(data_dir=config.data_dir))
     test = held_out(CIFAR10_DDNET, config.num_attacked, config.data_dir)
     for attack in tqdm(config.attacks, desc=results.DEFENCE_NAMES[name], unit="attack", disable=None):
-        row = {"defence": name, "attack": label(attack, config), "weights": model.weights, "seconds": 0.0, "found": []}
-        same = lambda r, row=row: (r["attack"], r["weights"]) == (row["attack"], row["weights"])
-        row = next(filter(same, begun), row) | {"commit": record.commit()}
+        row = {"defence": name, "attack": label(attack, config), "weights": model.weights, "commit": record.commit()}
+        begun = kept.get((name, row["attack"]), {})
+        row |= {k: begun[k] for k in ("seconds", "found")} if begun.get("weights") == model.weights else NOTHING
         for start in range(len(row["found"]), config.num_attacked, config.part):
             rows, begin = slice(start, min(start + config.part, config.num_attacked)), time.perf_counter()
             found = attacked(model.raw_f, test["image"][rows], test["label"][rows], attack, start, config)
@@ -137,15 +138,12 @@ TABLES = {"ddnet_attacks": table}
 def main(config: Config):
     """Make every attack that is missing on every model, write the result after each part, print the table."""
     file = f"ddnet_attacks_{config.num_attacked}_{jax.default_backend()}"
-    kept = measured(RESULTS / f"benchmark_{file}.json", config)
+    kept = {(row["defence"], row["attack"]): row for row in measured(RESULTS / f"benchmark_{file}.json", config)}
     for name in config.defences:
-        done = [row["attack"] for row in kept if row["defence"] == name and "found" not in row]
-        begun = [row for row in kept if row["defence"] == name and "found" in row]
-        missing = tuple(attack for attack in config.attacks if label(attack, config) not in done)
-        for row in rows_of(name, dataclasses.replace(config, attacks=missing), begun) if missing else ():
-            row = ended(row) if len(row["found"]) == config.num_attacked else row
-            kept = [r for r in kept if (r["defence"], r["attack"]) != (name, row["attack"])] + [row]
-            write(file, kept, of_rows(kept, config))
+        missing = tuple(a for a in config.attacks if "found" in kept.get((name, label(a, config)), NOTHING))
+        for row in rows_of(name, dataclasses.replace(config, attacks=missing), kept) if missing else ():
+            kept[name, row["attack"]] = ended(row) if len(row["found"]) == config.num_attacked else row
+            write(file, list(kept.values()), of_rows(list(kept.values()), config))
     print(table())
 
 
